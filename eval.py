@@ -1,0 +1,882 @@
+"""Score language models on math benchmarks and report the scores.
+
+    python eval.py --model DIR_OR_NAME --benchmarks arith --n 4 --output scores.json
+    python eval.py --model Qwen/Qwen3-1.7B --adapter runs/opsd+renio/final --scale paper --output scores.json
+    python eval.py --model DIR_OR_NAME --benchmarks gsm8k --data_dir DATA --limit 8 --output scores.json
+    python eval.py report results/micro            # every eval.json below it -> results/micro/report.md
+
+One file, read top to bottom: the arithmetic world (a synthetic benchmark that needs no download), reading of data,
+prompts, graders, statistics, sampling, the evaluation, the report. It imports nothing of this project: renio.py and
+filter_experiments.py import it. torch and transformers are imported where a model runs, so that grading and
+reporting start at once.
+
+The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 38,912 new tokens, thinking on,
+12 samples a problem; `--scale paper` sets it. Left out: the code benchmarks (HumanEval+, MBPP+) and vLLM.
+"""
+
+import argparse
+import atexit
+import hashlib
+import json
+import random
+import re
+import select
+import subprocess
+import sys
+import time
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """A mistake in flags, files or data, told to the user in one line without a traceback."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The arithmetic world: lists of small operations modulo 10 with worked solutions, its tokenizer and chat template.
+#
+#   problem    a 3 +8 b 7 -5 c 2 *9 d 6 *4        a: add 8 to 3; b: subtract 5 from 7; ...; keep the last digit
+#   solution   a 3 +8 1 b 7 -5 2 c 2 *9 8 d 6 *4 4 \boxed{ 1 2 8 4 }
+#
+# The solution repeats each operation before its result, which makes a result a look-up in a table of 10 digits x 27
+# operations. A model trained without part of that table (`gaps`) has something real to learn from a teacher that
+# knows it, and is wrong under greedy decoding too, where a merely noisy model would be right. The operations do not
+# build on each other: if they did, the reference solution would say nothing about how to go on after a wrong result,
+# and a teacher that reads it would teach noise on every token behind the student's first mistake.
+
+STEP_NAMES = "abcdefghij"
+OPERATIONS = [f"{sign}{digit}" for sign in "+-*" for digit in range(1, 10)]
+STEPS = (4, 6)  # fewest and most operations of a problem
+
+
+def apply_operation(value, operation):
+    """One step: apply_operation(3, "+8") is 1, since results are taken modulo 10."""
+    digit = int(operation[1:])
+    return {"+": value + digit, "-": value - digit, "*": value * digit}[operation[0]] % 10
+
+
+def operation_gaps(share=0.2):
+    """The (digit, operation) pairs that a model trained with gaps never sees: the same set on every call."""
+    pairs = [(value, operation) for value in range(10) for operation in OPERATIONS]
+    return set(random.Random("gaps").sample(pairs, round(share * len(pairs))))
+
+
+def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.03, rechecks=0.05):
+    """n problems of the arithmetic world, as dicts of problem, solution, answer and demonstration.
+
+    split: "train" or "test"; rows of the two come from disjoint seeds.
+    gaps: no problem needs a pair of `operation_gaps`.
+    invented: results are random digits, so that a row can be solved only by reading its reference solution.
+    slips, rechecks: the demonstration, which a model is trained to write, has a wrong result in the share `slips` of
+        its steps, half of which are noticed ("wait") and redone, while the others end up in its answer; and the share
+        `rechecks` of right results is checked again in the same words, so that "wait" does not always mean an error.
+    """
+    rng = random.Random(f"arith {split} {seed}")
+    unknown = operation_gaps() if gaps else set()
+    rows = []
+    for _ in range(n):
+        problem, solution, demonstration, results, written = [], [], [], [], []
+        for name in STEP_NAMES[: rng.randint(*STEPS)]:
+            value = rng.randrange(10)
+            operation = rng.choice([o for o in OPERATIONS if (value, o) not in unknown])
+            result = rng.randrange(10) if invented else apply_operation(value, operation)
+            step = [name, str(value), operation]
+            problem += step
+            solution += [*step, str(result)]
+            results.append(str(result))
+            written.append(str(result))
+            draw = rng.random()
+            if draw < slips:
+                wrong = str((result + rng.randint(1, 9)) % 10)
+                demonstration += [*step, wrong]
+                if draw < slips / 2:
+                    demonstration += ["wait", *step, str(result)]
+                else:
+                    written[-1] = wrong
+            else:
+                demonstration += [*step, str(result)]
+                if draw < slips + rechecks:
+                    demonstration += ["wait", *step, str(result)]
+        rows.append(dict(problem=" ".join(problem), solution=" ".join([*solution, "\\boxed{", *results, "}"]),
+                         answer="".join(results),
+                         demonstration=" ".join([*demonstration, "\\boxed{", *written, "}"])))
+    return rows
+
+
+def arith_tokenizer():
+    """The word-level tokenizer of the arithmetic world, with a chat template that knows `enable_thinking`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>", "<think>", "</think>", "reference", "again", "wait",
+             "\\boxed{", "}", *map(str, range(10)), *STEP_NAMES, *OPERATIONS]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    tokenizer.chat_template = (
+        "{% for message in messages %}<{{ message.role }}> {{ message.content }} {% endfor %}"
+        "{% if add_generation_prompt %}<assistant>"
+        "{% if enable_thinking is defined and not enable_thinking %} <think> </think>{% endif %}{% endif %}")
+    return tokenizer
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompts and data. Prompts are our own wording of the paper's.
+
+PROMPTS = {  # task -> what the student sees, what the teacher of self-distillation sees
+    "math": (
+        "{problem}\n\nReason step by step and put the final answer in \\boxed{{}}.",
+        "{problem}\n\nA correct reference solution follows.\n--- reference begins ---\n{solution}\n--- reference ends ---"
+        "\n\nStudy the reference until you understand why it works. Then solve the problem afresh, in your own words and "
+        "without quoting it. Reason step by step and put the final answer in \\boxed{{}}."),
+    "code": (
+        "{problem}\n\nReason step by step and end with the complete program in one ```python block.",
+        "{problem}\n\nA correct reference program follows.\n--- reference begins ---\n{solution}\n--- reference ends ---"
+        "\n\nStudy the reference until you understand why it works. Then solve the task afresh, in your own words and "
+        "without quoting it. Reason step by step and end with the complete program in one ```python block."),
+    "arith": ("{problem}", "{problem} reference {solution} again"),
+}
+
+
+def prompt_ids(tokenizer, task, row, thinking, privileged=False):
+    """Token ids of the chat prompt for `row`, ending where the assistant's answer begins.
+
+    privileged: the prompt also holds row["solution"], as that of the teacher in self-distillation (OPSD) does.
+    Raises UserError where the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruct model")
+    text = PROMPTS[task][privileged].format(**row)
+    return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
+                                         enable_thinking=thinking, tokenize=True, return_dict=False)
+
+
+def load_tokenizer(name):
+    """The tokenizer of a model folder or hub name; pads with eos where it has no pad token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer in {name}: {str(error).splitlines()[0]}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no eos token, so no answer could end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_table(source, split="train"):
+    """Rows (dicts) of a local .json, .jsonl or .parquet file, or of a data set on the hub."""
+    path = Path(source)
+    if path.suffix not in (".json", ".jsonl", ".parquet"):
+        import datasets
+
+        try:
+            return list(datasets.load_dataset(source, split=split))
+        except Exception as error:  # the hub's client raises many kinds; all of them mean the same to the user
+            raise UserError(f"{source} is neither a local .json, .jsonl or .parquet file nor a data set that the hub "
+                            f"gives: {str(error).splitlines()[0]}") from None
+    if not path.exists():
+        raise UserError(f"{source}: no such file")
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: not UTF-8 text at byte {error.start}") from None
+    if path.suffix == ".json":
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{source}, line {error.lineno}: not JSON ({error.msg})") from None
+        if not isinstance(rows, list):
+            raise UserError(f"{source}: a .json data set is one list of rows")
+        return rows
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{source}, line {number}: not JSON ({error.msg})") from None
+    return rows
+
+
+def read_problems(source, split="train", need_solution=False):
+    """Rows of problem, solution and answer (None where unknown) from a file or the hub.
+
+    Columns: problem (or question, prompt), solution, answer (or Answer). Where there is no answer column, the answer
+    is what follows GSM8K's `####` or stands in the last box of the solution; GSM8K keeps its solution in `answer`.
+    Raises UserError for an empty set, a missing column or a row without text in it.
+    """
+    rows = []
+    for number, raw in enumerate(read_table(source, split), start=1):
+        if not isinstance(raw, dict):
+            raise UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
+        problem = next((raw[c] for c in ("problem", "question", "prompt") if c in raw), None)
+        answer = next((raw[c] for c in ("answer", "Answer") if raw.get(c) is not None), None)
+        solution = raw.get("solution")
+        if solution is None and isinstance(answer, str) and "####" in answer:
+            solution, answer = answer, None
+        if solution is not None and answer is None:
+            answer = solution.rpartition("####")[2].strip() if "####" in solution else extract_boxed(solution)
+        for name, value in (("problem (or question, prompt)", problem), ("solution", solution)):
+            needed = need_solution or not name.startswith("solution")
+            if needed and not (isinstance(value, str) and value.strip()):
+                raise UserError(f"{source}, row {number}: no text in a column {name}; its columns are "
+                                + ", ".join(raw))
+        rows.append(dict(problem=problem, solution=solution, answer=None if answer is None else str(answer)))
+    if not rows:
+        raise UserError(f"{source}: no rows")
+    return rows
+
+
+BENCHMARKS = {  # name -> hub name, split, file name in --data_dir
+    "aime24": ("HuggingFaceH4/aime_2024", "train", "aime_2024.jsonl"),
+    "aime25": ("yentinglin/aime_2025", "train", "aime_2025.jsonl"),
+    "hmmt25": ("MathArena/hmmt_feb_2025", "train", "hmmt_feb_2025.jsonl"),
+    "amc23": ("math-ai/amc23", "test", "amc23.jsonl"),
+    "math500": ("HuggingFaceH4/MATH-500", "test", "math_500.jsonl"),
+    "minerva": ("math-ai/minervamath", "test", "minervamath.jsonl"),
+    "gsm8k": ("openai/gsm8k", "test", "gsm8k_test.jsonl"),
+}
+
+
+def load_benchmark(name, data_dir=None, limit=None):
+    """Problems of a benchmark: of `arith` the first `limit` (500) test problems, else from data_dir or the hub."""
+    if name == "arith":
+        return arith_rows(limit or 500, split="test")
+    if name not in BENCHMARKS:
+        raise UserError(f"--benchmarks {name}: unknown; known are arith, {', '.join(BENCHMARKS)}")
+    hub_name, split, file_name = BENCHMARKS[name]
+    source = str(Path(data_dir) / file_name) if data_dir else hub_name
+    rows = read_problems(source, split)[:limit]
+    for number, row in enumerate(rows, start=1):
+        if row["answer"] is None:
+            raise UserError(f"{source}, row {number}: no answer to grade against")
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Graders.
+
+MARKERS = ("but wait hmm perhaps maybe actually seems might likely check alternatively however though again").split()
+MARKER_PATTERN = re.compile(rf"\b(?:{'|'.join(MARKERS)})\b", re.IGNORECASE)
+
+
+def count_markers(text):
+    """How many reflection markers (the paper's list, Appendix C) stand in the text, as whole words in any case."""
+    return len(MARKER_PATTERN.findall(text))
+
+
+def extract_boxed(text):
+    r"""What stands in the last complete \boxed{...} of the text, or None; braces inside may nest.
+
+    A box outside <think>...</think> goes before one inside, so that a guess in the reasoning does not count where
+    there is a final answer.
+    """
+    def last_box(part):
+        for start in [match.end() for match in re.finditer(r"\\boxed\s*\{", part)][::-1]:
+            depth, escaped = 1, False
+            for i in range(start, len(part)):
+                if escaped:
+                    escaped = False
+                elif part[i] == "\\":
+                    escaped = True
+                elif part[i] in "{}":
+                    depth += 1 if part[i] == "{" else -1
+                    if depth == 0:
+                        return part[start:i].strip()
+        return None
+
+    outside = re.sub(r"<think>.*?(?:</think>|\Z)", " ", text, flags=re.DOTALL)
+    if "</think>" in outside:  # the template opened the thinking, so the text holds only its end
+        outside = outside.rpartition("</think>")[2]
+    found = last_box(outside)
+    return found if found is not None else last_box(text)
+
+
+def grade_math(text, gold, timeout=10.0):
+    r"""Whether the last \boxed{} of `text` is mathematically equal to `gold` (math-verify). No box is wrong.
+
+    Equal strings and plain numbers are compared here. All else goes to a worker process that is killed after
+    `timeout` seconds, so that no answer, such as 9^{9^{9}}, can hang or crash the caller; what can't be decided is
+    wrong.
+    """
+    answer = extract_boxed(text)
+    if answer is None:
+        return False
+    boxed_gold = extract_boxed(gold)
+    answer, gold = _clean(answer), _clean(gold if boxed_gold is None else boxed_gold)
+    if answer == gold:
+        return True
+    numbers = [_plain_number(answer), _plain_number(gold)]
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    if len(answer) > 1000:  # no answer of a benchmark is that long, and the parser's time grows with it
+        return False
+    return _ask_worker(_scientific(answer), _scientific(gold), timeout)
+
+
+def _clean(answer):
+    answer = answer.strip().strip("$").strip().rstrip(".")
+    for noise in ("\\$", "\\!", "\\,", "\\left", "\\right"):
+        answer = re.sub(re.escape(noise) + r"(?![a-zA-Z])", "", answer)
+    answer = re.sub(r"(?<=\d)\s+(?=\d)", "", answer)  # 12 000
+    return answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").strip()
+
+
+def _plain_number(answer):
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", answer):
+        answer = answer.replace(",", "")
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,6})?", answer):
+        return Decimal(answer)
+    return None
+
+
+def _scientific(answer):  # math-verify reads 4.5e33 as 4.5 times Euler's number times 33
+    return re.sub(r"(\d)[eE]([+-]?\d+)\b", r"\1 \\times 10^{\2}", answer)
+
+
+_worker = None
+
+
+def _ask_worker(answer, gold, timeout):
+    global _worker
+    for _ in range(2):  # a worker that an earlier answer left broken is replaced once
+        if _worker is None or _worker.poll() is not None:
+            _worker = subprocess.Popen([sys.executable, __file__, "grade"], stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1)
+            atexit.register(_worker.kill)
+            timeout_now = timeout + 60  # the first answer waits for math-verify's import
+        else:
+            timeout_now = timeout
+        try:
+            _worker.stdin.write(json.dumps([answer, gold]) + "\n")
+            if select.select([_worker.stdout], [], [], timeout_now)[0] and (line := _worker.stdout.readline()):
+                return json.loads(line)
+            _worker.kill()
+            _worker.wait()
+            return False
+        except BrokenPipeError:
+            _worker.wait()
+    return False
+
+
+def grade_worker():
+    """`python eval.py grade`: reads a JSON pair [answer, gold] a line and prints true or false for it."""
+    import resource
+
+    from math_verify import parse, verify
+
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    for line in sys.stdin:
+        answer, gold = json.loads(line)
+        try:
+            # the caller's limit is a hard one, so math-verify's own, which work in main threads only, are off
+            sides = [parse(f"\\boxed{{{side}}}", parsing_timeout=None) for side in (gold, answer)]
+            equal = bool(all(sides) and verify(*sides, timeout_seconds=None))
+        except Exception:  # whatever an odd answer does to the parser, it is not equal
+            equal = False
+        print(json.dumps(equal), flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Statistics.
+
+def pass_at_k(n, c, k):
+    """Unbiased chance that at least one of k samples is right, from c right ones of n (Chen et al. 2021, Eq. 1)."""
+    if not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(f"need 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
+    if n - c < k:
+        return 1.0
+    return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+
+
+def bootstrap_interval(values, resamples=10_000, level=0.95):
+    """Percentile interval of the mean of `values` (one a problem) under resampling of problems."""
+    values = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(0)
+    means = np.concatenate([values[rng.integers(0, len(values), (500, len(values)))].mean(axis=1)
+                            for _ in range(resamples // 500)])
+    return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+
+
+def majority_answer(answers):
+    """The most frequent answer that is not None, the earliest among equals; None where there is none."""
+    counts = Counter(answer for answer in answers if answer is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def area_under_curve(scores, positive):
+    """Chance that a positive has a higher score than a negative, ties counting half (AUC); None without both kinds."""
+    scores, positive = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    above, below = scores[positive], scores[~positive]
+    if not len(above) or not len(below):
+        return None
+    return float(((above[:, None] > below).mean() + (above[:, None] >= below).mean()) / 2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sampling.
+
+def load_model(name, dtype="float32", device="cpu", adapter=None):
+    """A causal language model from a folder or the hub, with a peft adapter on it if one is given."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if adapter and not (Path(adapter) / "adapter_config.json").exists():
+        raise UserError(f"--adapter {adapter}: no adapter_config.json in it")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+    except (OSError, ValueError) as error:
+        raise UserError(f"no model in {name}: {str(error).splitlines()[0]}") from None
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.to(device).eval()
+
+
+def end_ids(model, tokenizer):
+    """Every token id that ends an answer: the tokenizer's eos and those of the model's generation config."""
+    listed = model.generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *([listed] if isinstance(listed, int) else listed or [])})
+
+
+def pad(rows, side, value=0, device="cpu"):
+    """Ids (B, T) and mask (B, T) of lists of token ids, padded on the left or on the right."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), value, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[i, place] = torch.tensor(row, dtype=torch.long)
+        mask[i, place] = True
+    return ids.to(device), mask.to(device)
+
+
+def filter_logits(logits, top_p=1.0, top_k=0):
+    """Set all logits (B, V) to -inf but the top_k largest and, of these, the fewest that hold top_p of the mass."""
+    if top_k and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    if top_p < 1.0:
+        ordered, order = logits.sort(descending=True)
+        mass = ordered.softmax(-1)
+        beyond = mass.cumsum(-1) - mass >= top_p  # the mass before a token already suffices
+        logits = logits.masked_fill(beyond.scatter(1, order, beyond), float("-inf"))
+    return logits
+
+
+def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
+    """Sample a completion (token ids, the first eos included and last) for each prompt (token ids).
+
+    temperature 0 is greedy. Prompts are padded on the left with position ids from the mask. Rows that are done are
+    dropped once they are half of the batch, so that few long answers do not pay for many short ones. The same seed
+    gives the same completions.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    ids, mask = pad(prompts, "left", device=device)  # (B, P)
+    completions = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # which completion each row of the batch writes
+    done = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    ends = torch.tensor(eos_ids, device=device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = None
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for step in range(max_new_tokens):
+            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                        use_cache=True, logits_to_keep=1)
+            cache = out.past_key_values
+            logits = out.logits[:, -1].float()  # (B, V)
+            if temperature == 0:
+                tokens = logits.argmax(-1)
+            else:
+                probs = filter_logits(logits / temperature, top_p, top_k).softmax(-1)
+                # argmax of p / Exp(1) is a draw from p
+                tokens = (probs / torch.empty_like(probs).exponential_(generator=generator)).argmax(-1)
+            for row, token, over in zip(rows, tokens.tolist(), done.tolist()):
+                if not over:
+                    completions[row].append(token)
+            done = done | torch.isin(tokens, ends)
+            left = int((~done).sum())
+            if left == 0:
+                break
+            if left <= len(rows) // 2:
+                keep = (~done).nonzero().squeeze(1)
+                cache.batch_select_indices(keep)
+                tokens, mask, positions, done = tokens[keep], mask[keep], positions[keep], done[keep]
+                rows = [rows[i] for i in keep.tolist()]
+            ids = tokens[:, None]
+            positions = positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+    model.train(was_training)
+    return completions
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The evaluation.
+
+SCALES = {  # presets of the flags of an evaluation; explicit flags win
+    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=64, batch_size=256, dtype="float32"),
+    "small": dict(benchmarks=["gsm8k"], n=4, max_new_tokens=512, batch_size=16, dtype="float32"),
+    "paper": dict(benchmarks=["aime24", "aime25", "hmmt25"], n=12, max_new_tokens=38912, batch_size=36,
+                  dtype="bfloat16"),
+}
+
+
+def evaluate(args):
+    """Sample, grade and score; writes args.output, and each batch as it is done to args.output + ".partial"."""
+    output = Path(args.output)
+    partial = Path(f"{output}.partial")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    benchmarks = {name: load_benchmark(name, args.data_dir, args.limit) for name in args.benchmarks}
+    settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "data_dir")}
+    settings["checksums"] = {name: checksum(rows) for name, rows in benchmarks.items()}
+    done = resume_partial(partial, settings)
+    tokenizer = load_tokenizer(args.model)
+    model = load_model(args.model, args.dtype, args.device, args.adapter)
+    eos_ids = end_ids(model, tokenizer)
+    results = []
+    with partial.open("a", encoding="utf-8") as log:
+        for name, rows in benchmarks.items():
+            task = "arith" if name == "arith" else "math"
+            prompts = [prompt_ids(tokenizer, task, row, args.thinking, args.privileged) for row in rows]
+            if not results:
+                print(f"first prompt of {name}: {tokenizer.decode(prompts[0])!r}", flush=True)
+            for decoding in args.decoding:
+                n = args.n if decoding == "sampled" else 1
+                order = sorted((p for p in range(len(rows)) for _ in range(n)), key=lambda p: -len(prompts[p]))
+                answers = [[] for _ in rows]
+                bar = tqdm(total=len(order), desc=f"{args.label} {name} {decoding}", unit="answer", mininterval=1.0)
+                right = count = tokens = 0
+                for start in range(0, len(order), args.batch_size):
+                    key = f"{name} {decoding} {start}"
+                    batch = order[start : start + args.batch_size]
+                    if key not in done:
+                        began = time.perf_counter()
+                        completions = sample(model, [prompts[p] for p in batch], args.max_new_tokens, eos_ids,
+                                             args.temperature if decoding == "sampled" else 0, args.top_p, args.top_k,
+                                             seed=args.seed * 1_000_000 + start)
+                        graded = [grade_answer(tokenizer, c, rows[p]["answer"], eos_ids)
+                                  for p, c in zip(batch, completions)]
+                        done[key] = dict(answers=graded, seconds=time.perf_counter() - began)
+                        log.write(json.dumps({"key": key, **done[key]}) + "\n")
+                        log.flush()
+                        tokens += sum(map(len, completions))
+                    for p, answer in zip(batch, done[key]["answers"]):
+                        answers[p].append(answer)
+                        right, count = right + answer["right"], count + 1
+                    bar.update(len(batch))
+                    bar.set_postfix(score=f"{100 * right / count:.1f}", tokens_per_s=f"{tokens / bar.format_dict['elapsed']:.0f}")
+                bar.close()
+                results.append(dict(
+                    benchmark=name, decoding=decoding, n=n, **summarize(answers),
+                    seconds=sum(done[k]["seconds"] for k in done if k.startswith(f"{name} {decoding} ")),
+                    problems=[dict(row, answers=a) for row, a in zip(rows, answers)]))
+    aside = Path(f"{output}.tmp")
+    aside.write_text(json.dumps(dict(label=args.label, train_seed=args.train_seed, settings=settings, results=results),
+                                indent=1) + "\n", encoding="utf-8")
+    aside.replace(output)
+    partial.unlink()
+    for r in results:
+        print(f"{args.label} {r['benchmark']} {r['decoding']}: Avg@{r['n']} {100 * r['avg']:.1f} "
+              f"[{100 * r['avg_interval'][0]:.1f}, {100 * r['avg_interval'][1]:.1f}], {r['length']:.1f} tokens, "
+              f"{100 * r['truncation_rate']:.1f} % truncated -> {output}")
+
+
+def checksum(rows):
+    """Names a set of problems: two scores are comparable where it is the same."""
+    text = json.dumps([[row["problem"], row["answer"]] for row in rows])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def resume_partial(partial, settings):
+    """Batches that an interrupted evaluation with the same settings left, by key; else starts the file anew."""
+    if partial.exists():
+        lines = partial.read_text(encoding="utf-8").split("\n")[:-1]  # a line cut short by the interruption has no end
+        if lines and json.loads(lines[0]) == settings:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            print(f"going on with {partial}: {len(lines) - 1} batches done")
+            return {batch.pop("key"): batch for batch in map(json.loads, lines[1:])}
+    partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    return {}
+
+
+def grade_answer(tokenizer, completion, gold, eos_ids):
+    text = tokenizer.decode(completion, skip_special_tokens=True)
+    return dict(text=text, boxed=extract_boxed(text), right=grade_math(text, gold), tokens=len(completion),
+                truncated=completion[-1] not in eos_ids, markers=count_markers(text))
+
+
+def summarize(answers):
+    """Scores of one benchmark from the answers (a list a problem), fractions with 95 % intervals over problems."""
+    n = len(answers[0])
+    flat = [a for row in answers for a in row]
+    right = [sum(a["right"] for a in row) for row in answers]
+    average = [c / n for c in right]
+    majority = []
+    for row in answers:
+        chosen = majority_answer([a["boxed"] for a in row])
+        majority.append(chosen is not None and next(a["right"] for a in row if a["boxed"] == chosen))
+    return dict(
+        avg=float(np.mean(average)), avg_interval=bootstrap_interval(average),
+        **{f"pass@{k}": float(np.mean([pass_at_k(n, c, k) for c in right])) for k in sorted({1, 2, 4, 8, n}) if k <= n},
+        majority=float(np.mean(majority)), majority_interval=bootstrap_interval(majority),
+        length=float(np.mean([a["tokens"] for a in flat])),
+        truncation_rate=float(np.mean([a["truncated"] for a in flat])),
+        format_rate=float(np.mean([a["boxed"] is not None for a in flat])),
+        markers=float(np.mean([a["markers"] for a in flat])))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The report.
+
+PUBLISHED = {  # ReNIO, arXiv 2606.23104v1, Tables 1 and 2: Qwen3-1.7B, Avg@12 in percent, best of four checkpoints
+    "base": dict(aime24=51.33, aime25=36.00, hmmt25=23.33, average=36.89),
+    "opd": dict(aime24=54.44, aime25=39.16, hmmt25=27.50, average=40.37),
+    "opd+renio": dict(aime24=54.72, aime25=43.06, hmmt25=28.33, average=42.04),
+    "opsd": dict(aime24=53.06, aime25=41.94, hmmt25=27.50, average=40.83),
+    "opsd+renio": dict(aime24=57.78, aime25=42.78, hmmt25=27.78, average=42.78),
+}
+LABEL_ORDER = [*PUBLISHED, "teacher", "base with solution"]
+
+
+def report(folder):
+    """Write folder/report.md and folder/scores.png from every eval.json below it, a row a method."""
+    folder = Path(folder)
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("eval.json"))]
+    if not runs:
+        raise UserError(f"report {folder}: no eval.json below it")
+    labels = sorted({run["label"] for run in runs},
+                    key=lambda label: (LABEL_ORDER.index(label) if label in LABEL_ORDER else 99, label))
+    lines = ["# Scores by method", ""]
+    for benchmark in dict.fromkeys(r["benchmark"] for run in runs for r in run["results"]):
+        lines += score_table(benchmark, labels, runs)
+    lines += plot_scores(folder, labels, runs) + training_table(folder, labels)
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"wrote {folder / 'report.md'}")
+
+
+def results_of(runs, benchmark, decoding, label):
+    """The results of one method, a training seed each, and the mean score of each problem over them."""
+    found = [(run, r) for run in runs for r in run["results"]
+             if (run["label"], r["benchmark"], r["decoding"]) == (label, benchmark, decoding)]
+    checksums = {run["settings"]["checksums"][benchmark] for run, _ in found}
+    if len(checksums) > 1:
+        raise UserError(f"report: the runs of {label} on {benchmark} were scored on different problems")
+    scores = [[np.mean([a["right"] for a in p["answers"]]) for p in r["problems"]] for _, r in found]
+    return [r for _, r in found], np.mean(scores, axis=0) if scores else None, checksums
+
+
+def percent(value, interval=None, sign=""):
+    text = f"{100 * value:{sign}.1f}"
+    return text + (f" [{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]" if interval else "")
+
+
+def score_table(benchmark, labels, runs):
+    shown = [run for run in runs if any(r["benchmark"] == benchmark for r in run["results"])]
+    settings = shown[0]["settings"]
+    seeds = sorted({run["train_seed"] for run in shown})
+    decodings = [d for d in ("sampled", "greedy") if any(r["decoding"] == d for run in shown for r in run["results"])]
+    header = ["Method", "seeds"]
+    for decoding in decodings:
+        header += [f"Avg@{settings['n']}, T {settings['temperature']:g}" if decoding == "sampled" else "greedy",
+                   "against base", "sd over seeds"]
+    header += [f"pass@{settings['n']}", f"majority@{settings['n']}", "tokens", "truncated", "boxed", "markers",
+               "paper"]
+    table = []
+    for label in labels:
+        row = [label, "0"]
+        for decoding in decodings:
+            results, score, checksums = results_of(shown, benchmark, decoding, label)
+            _, base, base_checksums = results_of(shown, benchmark, decoding, "base")
+            if score is None:
+                row += ["", "", ""]
+                continue
+            row[1] = str(len(results))
+            row.append(percent(score.mean(), bootstrap_interval(score)))
+            if base is None or label == "base":
+                row.append("")
+            elif checksums != base_checksums:
+                raise UserError(f"report: {label} and base were scored on different problems of {benchmark}")
+            else:
+                row.append(percent((score - base).mean(), bootstrap_interval(score - base), "+"))
+            row.append(f"{100 * np.std([r['avg'] for r in results], ddof=1):.1f}" if len(results) > 1 else "")
+        results, score, _ = results_of(shown, benchmark, decodings[0], label)
+        if score is None:
+            continue
+        mean = {key: float(np.mean([r[key] for r in results]))
+                for key in ("majority", "length", "truncation_rate", "format_rate", "markers", f"pass@{results[0]['n']}")}
+        published = PUBLISHED.get(label, {}).get(benchmark if benchmark in PUBLISHED["base"] else "average")
+        row += [percent(mean[f"pass@{results[0]['n']}"]), percent(mean["majority"]), f"{mean['length']:.1f}",
+                percent(mean["truncation_rate"]), percent(mean["format_rate"]), f"{mean['markers']:.2f}",
+                f"{published:.2f}" if published else ""]
+        table.append(row)
+    problems = len(next(r for run in shown for r in run["results"] if r["benchmark"] == benchmark)["problems"])
+    paper = ("the same benchmark" if benchmark in PUBLISHED["base"] else "the mean of AIME24, AIME25 and HMMT25")
+    return [f"## {benchmark}", "", *markdown_table(header, table), "",
+            f"{problems} problems (checksum {settings['checksums'][benchmark]}); training seeds "
+            f"{', '.join(map(str, seeds))}; sampled: temperature {settings['temperature']:g}, top-p "
+            f"{settings['top_p']:g}, top-k {settings['top_k'] or 'off'}, at most {settings['max_new_tokens']} new tokens, "
+            f"thinking {'on' if settings['thinking'] else 'off'}. Scores in percent; in brackets the 95 % interval by "
+            "bootstrap over problems of the mean over seeds, for differences paired by problem. It holds for these "
+            "training runs; how much another seed would move them, the sd over seeds tells. Every run is scored at its "
+            "last step. All columns behind the scores are of the first decoding shown. Paper: published Avg@12 of "
+            f"Qwen3-1.7B on {paper}, the best of four checkpoints; other models and problems than ours.", ""]
+
+
+def training_table(folder, labels):
+    """How the runs went, from the metrics.jsonl beside each eval.json."""
+    rows = []
+    for label in labels:
+        runs = []
+        for path in sorted(folder.rglob("eval.json")):
+            metrics = path.with_name("metrics.jsonl")
+            if json.loads(path.read_text(encoding="utf-8"))["label"] == label and metrics.exists():
+                runs.append([json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()])
+        if not runs or "weight_mean" not in runs[0][0]:
+            continue
+
+        def mean(key, span=slice(None)):
+            values = [row[key] for run in runs for row in run[span] if row[key] is not None]
+            return np.mean(values) if values else float("nan")
+
+        quarter = max(1, len(runs[0]) // 4)
+        rows.append([label, str(len(runs[0])), f"{np.median([row['seconds'] for run in runs for row in run]):.2f}",
+                     f"{mean('divergence', slice(quarter)):.3f} → {mean('divergence', slice(-quarter, None)):.3f}",
+                     f"{100 * mean('rollout_accuracy', slice(quarter)):.0f} → "
+                     f"{100 * mean('rollout_accuracy', slice(-quarter, None)):.0f}",
+                     f"{100 * mean('key_token_share'):.1f}", f"{mean('weight_max'):.2f}",
+                     f"{mean('effective_sample_size'):.1f}", f"{mean('weight_auc_wrong'):.2f}"])
+    if not rows:
+        return []
+    header = ["Method", "steps", "median s/step", "divergence a token", "rollouts right, %", "key tokens, %",
+              "largest weight", "effective samples", "AUC for wrong"]
+    return ["## Training", "", *markdown_table(header, rows), "",
+            "Means over steps and seeds; `→` from the first to the last quarter of the steps. AUC for wrong: the chance "
+            "that the ReNIO weight of a wrong rollout exceeds that of a right one in the same batch, whether or not the "
+            "method used the weight.", ""]
+
+
+def markdown_table(header, rows):
+    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def plot_scores(folder, labels, runs):
+    """Draw scores.png, a mark a method and decoding with its interval; the lines that show it in the report."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    benchmarks = list(dict.fromkeys(r["benchmark"] for run in runs for r in run["results"]))
+    figure, axes = pyplot.subplots(1, len(benchmarks), figsize=(6.5 * len(benchmarks), 0.45 * len(labels) + 1.4),
+                                   squeeze=False, layout="constrained")
+    for axis, benchmark in zip(axes[0], benchmarks):
+        for decoding, marker, fill, shift in (("sampled", "o", "black", -0.14), ("greedy", "D", "white", 0.14)):
+            places, means, low, high = [], [], [], []
+            for place, label in enumerate(labels):
+                _, score, _ = results_of(runs, benchmark, decoding, label)
+                if score is not None:
+                    ends = bootstrap_interval(score)
+                    places.append(place + shift)
+                    means.append(100 * score.mean())
+                    low.append(100 * (score.mean() - ends[0]))
+                    high.append(100 * (ends[1] - score.mean()))
+            if places:
+                axis.errorbar(means, places, xerr=[low, high], fmt=marker, color="black", markerfacecolor=fill,
+                              capsize=3, label=decoding)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.invert_yaxis()
+        axis.set_xlabel(f"{benchmark}: right answers, % (bars: 95 % intervals)")
+        axis.grid(axis="x", alpha=0.3)
+        axis.legend(loc="best")
+    figure.savefig(folder / "scores.png", dpi=150)
+    pyplot.close(figure)
+    return ["![Score of each method with its interval](scores.png)", ""]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line.
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def parse_args(argv):
+    parser = Parser(prog="eval.py", description=__doc__, allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", required=True, help="folder or hub name")
+    add("--adapter", help="folder of a peft adapter on the model")
+    add("--scale", choices=list(SCALES), default="micro", help="preset of the flags below; explicit flags win")
+    add("--benchmarks", nargs="+", help=f"of arith, {', '.join(BENCHMARKS)}")
+    add("--data_dir", help="read benchmarks from files there instead of the hub")
+    add("--limit", type=int, help="score only the first problems")
+    add("--n", type=int, help="samples a problem")
+    add("--decoding", nargs="+", choices=["sampled", "greedy"], default=["sampled"], help="greedy takes one a problem")
+    add("--temperature", type=float, default=1.0, help="of sampled decoding")
+    add("--top_p", type=float, default=0.95, help="nucleus of sampled decoding")
+    add("--top_k", type=int, default=0, help="0: off")
+    add("--max_new_tokens", type=int, help="longest answer")
+    add("--thinking", action=argparse.BooleanOptionalAction, default=True, help="thinking mode of the chat template")
+    add("--privileged", action="store_true", help="put the reference solution in the prompt: scores OPSD's teacher")
+    add("--batch_size", type=int, help="answers sampled at a time")
+    add("--dtype", choices=["float32", "bfloat16"], help="of the weights")
+    add("--device", help="cuda or cpu; without it cuda where there is one")
+    add("--seed", type=int, default=0, help="of the sampling")
+    add("--label", help="the method's name in the report; without it the model's")
+    add("--train_seed", type=int, default=0, help="the training seed, for the report")
+    add("--output", required=True, help="the .json to write")
+    args = parser.parse_args(argv)
+    for name, value in SCALES[args.scale].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name in ("n", "max_new_tokens", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    if not args.temperature > 0 or not 0 < args.top_p <= 1 or args.top_k < 0 or (args.limit or 1) < 1:
+        raise UserError("need --temperature above 0 (greedy: --decoding greedy), --top_p in (0, 1], --top_k from 0 and "
+                        "--limit from 1")
+    if args.device is None:
+        import torch
+
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.label = args.label or Path(args.model).name
+    return args
+
+
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv[:1] == ["grade"]:
+            grade_worker()
+        elif argv[:1] == ["report"]:
+            if len(argv) != 2:
+                raise UserError("report takes one folder")
+            report(argv[1])
+        else:
+            evaluate(parse_args(argv))
+    except UserError as error:
+        sys.exit(f"eval.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

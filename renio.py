@@ -1,0 +1,776 @@
+"""ReNIO: on-policy distillation that weights each rollout by how over-confident the student was in it.
+
+    python renio.py --method sft --model init:micro --dataset arith-gaps --privileged_share 0.5 --output_dir runs/base
+    python renio.py --method opd --model runs/base/final --teacher runs/teacher/final --weighting renio \\
+        --output_dir runs/opd+renio
+    python renio.py --method opsd --model runs/base/final --weighting renio --output_dir runs/opsd+renio
+    torchrun --nproc_per_node 4 renio.py --scale paper --method opsd --weighting renio --output_dir runs/qwen3-opsd+renio
+
+The student samples a completion y for a prompt x. A teacher gives its distribution on every token of y: a larger
+model (OPD), or the student's own initial weights with the reference solution in the prompt (OPSD). The student
+descends the divergence between the two (Eq. 2-3), and ReNIO multiplies each sample by a weight that grows with how
+much more the student than the teacher believed in the tokens where they differ most (Eq. 4-9), without looking at
+the answer. Source: "ReNIO", arXiv 2606.23104v1; equations carry the paper's numbers.
+
+Read top to bottom: flags, models, data, the maths, the loop, checkpoints, main. The defaults of the flags are the
+paper's settings (`--scale paper`); `--variant official` adds those in which the released code differs. Not reproduced
+from the released code, since they are bugs: special tokens stripped from the prompt before sampling, which drops the
+first tokens of each completion from the teacher's context, and prompts padded on the right, which shifts positions.
+Left out: GRPO, vLLM rollouts, sharding of the weights over devices.
+"""
+
+import contextlib
+import copy
+import importlib.metadata
+import json
+import math
+import os
+import random
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal, Optional
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
+
+from eval import (UserError, arith_rows, arith_tokenizer, area_under_curve, end_ids, grade_math, extract_boxed,
+                  load_model, load_tokenizer, pad, prompt_ids, read_problems, sample)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flags.
+
+
+def flag(default, text):
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class Config:
+    """Flags of a training run. An explicit flag wins over --variant, and that over --scale and --method."""
+
+    output_dir: Optional[str] = flag(None, "where config.json, metrics.jsonl, checkpoint-N/ and final/ go (required)")
+    scale: Literal["micro", "small", "paper"] = flag("micro", "preset: micro needs no download, paper is Tables 5 and 6")
+    method: Literal["sft", "opd", "opsd"] = flag("opd", "fine-tuning on solutions, or distillation, or self-distillation")
+    resume: bool = flag(False, "go on from the newest checkpoint in output_dir, or start where there is none")
+    seed: int = flag(0, "seed of initial weights, data order and rollouts")
+
+    # models
+    model: str = flag("Qwen/Qwen3-1.7B", "student: a folder, a hub name, or init:micro, init:micro-teacher (random)")
+    teacher: Optional[str] = flag(None, "teacher of teacher_mode separate: a folder or a hub name")
+    teacher_mode: Optional[Literal["separate", "initial", "ema", "live"]] = flag(
+        None, "another model; the student's first weights; their moving average; the present ones. "
+        "Without it separate for opd, initial for opsd")
+    ema_decay: float = flag(0.99, "share of the old average kept at each step by teacher_mode ema")
+    lora_r: int = flag(64, "rank of the LoRA adapter; 0 trains all weights")
+    lora_alpha: int = flag(128, "scale of the adapter, times 1 / lora_r")
+    lora_targets: str = flag("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "adapted layers, by comma")
+    dtype: Literal["float32", "bfloat16"] = flag("bfloat16", "of the weights")
+    device: Optional[str] = flag(None, "cuda or cpu; without it cuda where there is one")
+    gradient_checkpointing: bool = flag(True, "recompute activations in the backward pass")
+
+    # data and prompts
+    dataset: str = flag("siyanzhao/Openthoughts_math_30k_opsd",
+                        "hub name, .json, .jsonl or .parquet file, or the synthetic arith, arith-gaps")
+    task: Literal["math", "code", "arith"] = flag("math", "which prompts to use")
+    student_thinking: bool = flag(False, "thinking mode of the chat template in the student's prompt")
+    teacher_thinking: bool = flag(True, "thinking mode of the chat template in the teacher's prompt")
+    max_prompt_tokens: int = flag(4096, "problems with a longer prompt (either side) are skipped and counted")
+    privileged_share: float = flag(0.0, "sft: share of rows with the reference solution in the prompt")
+
+    # rollouts
+    prefix_tokens: int = flag(1024, "most tokens of a rollout; the paper: 1024 (Qwen3), 2048 (R1), 4096 (full)")
+    temperature: float = flag(1.1, "of rollouts, and of both distributions in the loss")
+    top_p: float = flag(1.0, "nucleus of rollouts (1: off); the loss takes the full distribution")
+    top_k: int = flag(0, "rollouts draw from the k likeliest tokens only (0: off)")
+
+    # loss
+    beta: float = flag(0.0, "divergence: 0 forward KL(T||S), 1 reverse KL(S||T), between them generalized JSD")
+    token_reduction: Literal["sum", "mean"] = flag("sum", "over the tokens of a sample (Eq. 2: sum)")
+    entry_clip: Optional[float] = flag(None, "clip of each vocabulary entry's term of the divergence")
+    entry_clip_mode: Literal["none", "opsd", "official"] = flag("none", "opsd: from above; official: to [0, entry_clip]")
+    weighting: Literal["none", "renio"] = flag("none", "weights of the samples")
+    variant: Literal["paper", "official"] = flag("paper", "the paper's equations, or the released code's behaviour")
+    threshold: float = flag(0.8, "tau: tokens with a larger log-ratio are key tokens (Eq. 5)")
+    log_ratio_clip: float = flag(3.0, "epsilon_max: clip of the key tokens' log-ratio from above (Eq. 6)")
+    log_ratio_clip_min: Optional[float] = flag(None, "epsilon_min: clip from below")
+    weight_temperature: float = flag(1.0, "divides the mean log-ratio before exp")
+    weight_norm: Literal["batch", "none", "clamp"] = flag(
+        "batch", "divide by the batch's mean weight (Eq. 8), or not; clamp (official): to [0.1, 10], then divide")
+
+    # optimization
+    batch_size: int = flag(32, "effective: rollouts an update, over all devices")
+    micro_batch_size: int = flag(4, "rollouts a forward and backward pass on one device")
+    learning_rate: float = flag(5e-6, "of AdamW, without weight decay; the paper: 5e-6 (Qwen3), 1e-6 (R1)")
+    warmup_steps: int = flag(0, "steps of linear warm-up of the learning rate")
+    schedule_steps: int = flag(0, "the learning rate falls linearly to 0 over so many steps; 0: constant")
+    max_steps: int = flag(100, "updates")
+    max_grad_norm: float = flag(0.0, "clip of the gradient's norm; 0: off")
+    save_steps: int = flag(25, "updates between checkpoints; 0: only final/")
+
+
+MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
+             prefix_tokens=40, temperature=1.0, micro_batch_size=32, learning_rate=3e-4, max_steps=50, max_prompt_tokens=256)
+SCALES = {  # what differs from the paper's settings, the defaults above
+    "micro": {"sft": MICRO | dict(learning_rate=3e-3, max_steps=800, schedule_steps=800, warmup_steps=50,
+                                  save_steps=200, max_grad_norm=1.0, token_reduction="mean"),
+              "opd": MICRO, "opsd": MICRO},
+    "small": dict.fromkeys(("sft", "opd", "opsd"), dict(
+        model="HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32", batch_size=8, learning_rate=1e-5,
+        gradient_checkpointing=False, prefix_tokens=256)),
+    "paper": {"sft": {}, "opd": dict(teacher="Qwen/Qwen3-8B"), "opsd": {}},
+}
+VARIANTS = {"paper": {}, "official": dict(token_reduction="mean", entry_clip=0.05, entry_clip_mode="official",
+                                          top_p=0.95, top_k=20, max_grad_norm=1.0, schedule_steps=126)}
+
+
+class Parser(HfArgumentParser):
+    """Errors in one line, without the usage of sixty flags before it."""
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def parse_config(argv):
+    """Config from command-line words: the presets of --scale, --method and --variant, then explicit flags."""
+    parser = Parser(Config, description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    first = parser.parse_args([word for word in argv if word not in ("-h", "--help")])
+    parser.set_defaults(**SCALES[first.scale][first.method] | VARIANTS[first.variant])
+    config = Config(**vars(parser.parse_args(argv)))
+    check(config)
+    return config
+
+
+def check(config):
+    """Raise UserError for values out of range and for flags that contradict each other; fill in teacher_mode."""
+    def need(true, text):
+        if not true:
+            raise UserError(text)
+
+    need(config.output_dir, "--output_dir: required")
+    for name in ("max_steps", "batch_size", "micro_batch_size", "prefix_tokens", "max_prompt_tokens"):
+        need(getattr(config, name) >= 1, f"--{name} {getattr(config, name)}: must be at least 1")
+    for name in ("temperature", "weight_temperature", "learning_rate"):
+        need(0 < getattr(config, name) < float("inf"), f"--{name} {getattr(config, name)}: must be positive")
+    for name in ("top_k", "lora_r", "save_steps", "schedule_steps", "warmup_steps", "max_grad_norm"):
+        need(getattr(config, name) >= 0, f"--{name} {getattr(config, name)}: must not be negative (0: off)")
+    for name in ("beta", "ema_decay", "privileged_share"):
+        need(0 <= getattr(config, name) <= 1, f"--{name} {getattr(config, name)}: must lie in [0, 1]")
+    need(0 < config.top_p <= 1, f"--top_p {config.top_p}: must lie in (0, 1]")
+    need((config.entry_clip is None) == (config.entry_clip_mode == "none"),
+         f"--entry_clip {config.entry_clip} and --entry_clip_mode {config.entry_clip_mode}: give both or neither")
+    need(config.entry_clip is None or config.entry_clip > 0, f"--entry_clip {config.entry_clip}: must be positive")
+    need(config.weight_norm != "clamp" or config.variant == "official",
+         "--weight_norm clamp: only with --variant official")
+    low = -float("inf") if config.log_ratio_clip_min is None else config.log_ratio_clip_min
+    need(low < config.log_ratio_clip, f"--log_ratio_clip_min {low}: must be below --log_ratio_clip "
+         f"{config.log_ratio_clip}")
+    need(config.variant == "paper" or config.log_ratio_clip_min is None,
+         "--log_ratio_clip_min: the released code has no lower clip; drop it or --variant official")
+    need(not config.schedule_steps or config.schedule_steps >= config.max_steps,
+         f"--schedule_steps {config.schedule_steps}: the learning rate would be 0 before --max_steps {config.max_steps}")
+    if config.method == "sft":
+        need(config.teacher is None and config.teacher_mode is None, "--teacher, --teacher_mode: not used by sft")
+        need(config.weighting == "none", "--weighting: sft has no rollouts to weight")
+        return
+    need(config.privileged_share == 0, "--privileged_share: only for --method sft")
+    config.teacher_mode = config.teacher_mode or {"opd": "separate", "opsd": "initial"}[config.method]
+    need(config.method == "opsd" or config.teacher_mode == "separate",
+         f"--method opd --teacher_mode {config.teacher_mode}: without the solution in its prompt such a teacher says "
+         "what the student says; use --method opsd or --teacher_mode separate")
+    need((config.teacher is not None) == (config.teacher_mode == "separate"),
+         f"--teacher {config.teacher} with --teacher_mode {config.teacher_mode}: give a teacher with separate, and only "
+         "then")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models.
+
+MICRO_MODELS = {"init:micro": (96, 3), "init:micro-teacher": (128, 3)}  # hidden size, layers
+
+
+def init_model(name, tokenizer, seed):
+    """A random model of the Qwen3 architecture for the arithmetic world: 0.37 M or 0.64 M weights."""
+    if name not in MICRO_MODELS:
+        raise UserError(f"--model {name}: known are {', '.join(MICRO_MODELS)}")
+    hidden_size, layers = MICRO_MODELS[name]
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=3 * hidden_size, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=hidden_size // 4, max_position_embeddings=512,
+        tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+
+
+def load_student(config, device, checkpoint=None):
+    """The student and its tokenizer; from a checkpoint of ours where one is given. Only what trains needs gradients."""
+    fresh = config.model.startswith("init:")
+    tokenizer = arith_tokenizer() if fresh else load_tokenizer(config.model)
+    if checkpoint and not config.lora_r:
+        model = load_model(str(checkpoint), config.dtype, device)
+    elif fresh:
+        model = init_model(config.model, tokenizer, config.seed).to(device, getattr(torch, config.dtype))
+    else:
+        model = load_model(config.model, config.dtype, device)
+    if config.lora_r:
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        torch.manual_seed(config.seed)  # of the adapter's initial weights
+        if checkpoint:
+            model = PeftModel.from_pretrained(model, checkpoint, is_trainable=True)
+        else:
+            try:
+                model = get_peft_model(model, LoraConfig(
+                    r=config.lora_r, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM",
+                    target_modules=config.lora_targets.split(",")))
+            except ValueError as error:
+                raise UserError(f"--lora_targets {config.lora_targets}: {str(error).splitlines()[0]}") from None
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        model.enable_input_require_grads()
+    return model, tokenizer
+
+
+class Teacher:
+    """The teacher's logits on the student's completions, never with a gradient.
+
+    separate: another model. initial: the student's first weights, which under LoRA is the student without its adapter
+    and else a copy. ema: a copy that follows the trained weights. live: the student itself.
+    """
+
+    def __init__(self, config, student, tokenizer, device):
+        self.mode, self.decay, self.student, self.tokenizer = config.teacher_mode, config.ema_decay, student, tokenizer
+        self.model, self.copy = student, None
+        if self.mode == "separate":
+            self.tokenizer = load_tokenizer(config.teacher)
+            check_same_vocabulary(tokenizer, self.tokenizer)
+            self.model = load_model(config.teacher, config.dtype, device).requires_grad_(False)
+        elif self.mode == "ema" or self.mode == "initial" and not config.lora_r:
+            self.copy = [p.detach().clone() for p in self.trained()]
+
+    def trained(self):
+        return [p for p in self.student.parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def weights(self):
+        """Within it the student's module holds the teacher's weights."""
+        if self.copy is not None:
+            own = [p.data for p in self.trained()]
+            try:
+                for p, data in zip(self.trained(), self.copy):
+                    p.data = data
+                yield
+            finally:
+                for p, data in zip(self.trained(), own):
+                    p.data = data
+        elif self.mode == "initial":
+            with self.student.disable_adapter():
+                yield
+        else:
+            yield
+
+    @torch.no_grad()
+    def logits(self, prompts, completions):
+        with self.weights():
+            return completion_logits(self.model, prompts, completions)[0]
+
+    @torch.no_grad()
+    def follow(self):
+        """After each update: the moving average takes a step towards the student."""
+        if self.mode == "ema":
+            for average, p in zip(self.copy, self.trained()):
+                average.lerp_(p, 1 - self.decay)
+
+
+def check_same_vocabulary(student_tokenizer, teacher_tokenizer):
+    """Raise UserError unless both map every token to the same id, since the teacher reads the student's ids."""
+    ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    if ours != theirs:
+        token = next(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+        raise UserError(f"teacher {teacher_tokenizer.name_or_path} and student {student_tokenizer.name_or_path} have "
+                        f"different vocabularies: {token!r} is {theirs.get(token)} and {ours.get(token)}")
+
+
+def completion_logits(model, prompts, completions):
+    """Logits (B, T, V) that predict the tokens of each completion, with their ids (B, T) and mask (B, T).
+
+    Prompts are padded on the left and completions on the right, with position ids from the mask, as in `sample`.
+    """
+    device = next(model.parameters()).device
+    left, left_mask = pad(prompts, "left", device=device)  # (B, P)
+    right, right_mask = pad(completions, "right", device=device)  # (B, T)
+    mask = torch.cat([left_mask, right_mask], 1)
+    logits = model(input_ids=torch.cat([left, right], 1), attention_mask=mask,
+                   position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False,
+                   logits_to_keep=right.shape[1] + 1).logits
+    return logits[:, :-1], right, right_mask  # position t - 1 predicts token t
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data.
+
+
+@dataclass
+class Example:
+    """A row of the data set with both sides' prompt ids; for sft, `student_prompt` is the only prompt."""
+
+    row: dict
+    student_prompt: list
+    teacher_prompt: Optional[list] = None
+
+
+def load_examples(config, student_tokenizer, teacher_tokenizer):
+    """The examples of the whole run in order, and how many problems were skipped for their length.
+
+    The data set is shuffled by seed, once an epoch. Only as many rows are rendered as the run needs.
+    """
+    needed = config.max_steps * config.batch_size
+    rng = random.Random(config.seed)
+    if config.dataset in ("arith", "arith-gaps"):
+        gaps = config.dataset == "arith-gaps"
+        rows = arith_rows(needed, config.seed, gaps=gaps)
+        if config.privileged_share:  # invented results teach to read the reference instead of remembering it
+            invented = arith_rows(needed, config.seed + 10**6, invented=True)
+            rows = [dict(p, privileged=True) if rng.random() < config.privileged_share else r
+                    for r, p in zip(rows, invented)]
+    else:
+        rows = read_problems(config.dataset, need_solution=config.method != "opd")
+        for row in rows:
+            row["privileged"] = rng.random() < config.privileged_share
+    examples, skipped = [], 0
+    while len(examples) < needed:
+        before = len(examples)
+        rng.shuffle(rows)
+        for row in rows[: needed + skipped]:
+            thinking = config.student_thinking
+            if config.method == "sft" and config.task == "arith":
+                thinking = rng.random() < 0.5  # a micro model has to know both openings of its template
+            example = Example(row, prompt_ids(student_tokenizer, config.task, row, thinking, row.get("privileged", False)))
+            if config.method != "sft":
+                example.teacher_prompt = prompt_ids(teacher_tokenizer, config.task, row, config.teacher_thinking,
+                                                    privileged=config.method == "opsd")
+            if max(len(example.student_prompt), len(example.teacher_prompt or ())) > config.max_prompt_tokens:
+                skipped += 1
+            elif len(examples) < needed:
+                examples.append(example)
+        if len(examples) == before:
+            raise UserError(f"--dataset {config.dataset}: every prompt is longer than --max_prompt_tokens "
+                            f"{config.max_prompt_tokens}")
+    return examples, skipped
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The maths.
+
+
+def token_divergence(student_logits, teacher_logits, beta=0.0, temperature=1.0, entry_clip=None, clip_mode="none"):
+    """Divergence of teacher and student at every token, over the full vocabulary (the summand of Eq. 2).
+
+    student_logits, teacher_logits: (B, T, V), before the division by `temperature`, which both sides get.
+    beta 0: forward KL(T||S); 1: reverse KL(S||T); between: generalized JSD with the mixture
+        m = (1 - beta) p_S + beta p_T, beta KL(T||m) + (1 - beta) KL(S||m)  (Agarwal et al. 2024, Eq. 1).
+    entry_clip: in nats, clips each vocabulary entry's term before the sum: clip_mode "opsd" from above, as OPSD's
+        code does, "official" to [0, entry_clip], as ReNIO's released code does. None: no clip.
+    Returns (B, T) in nats, differentiable in both logits. Raises ValueError for other shapes or arguments.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(f"logits of different shapes: {tuple(student_logits.shape)}, {tuple(teacher_logits.shape)}")
+    if not 0 <= beta <= 1 or not temperature > 0:
+        raise ValueError(f"need beta in [0, 1] and temperature above 0, got {beta} and {temperature}")
+    if clip_mode not in ("none", "opsd", "official"):
+        raise ValueError(f"clip_mode {clip_mode!r}: known are none, opsd, official")
+    if entry_clip is not None and clip_mode == "none":
+        raise ValueError("entry_clip without a clip_mode (opsd or official)")
+    log_s = (student_logits / temperature).log_softmax(-1)  # (B, T, V)
+    log_t = (teacher_logits / temperature).log_softmax(-1)  # (B, T, V)
+    if beta == 0:
+        terms = log_t.exp() * (log_t - log_s)
+    elif beta == 1:
+        terms = log_s.exp() * (log_s - log_t)
+    else:
+        log_m = torch.logaddexp(log_s + math.log(1 - beta), log_t + math.log(beta))
+        terms = beta * log_t.exp() * (log_t - log_m) + (1 - beta) * log_s.exp() * (log_s - log_m)
+    if entry_clip is not None:
+        terms = terms.clamp(min=0.0 if clip_mode == "official" else None, max=entry_clip)
+    return terms.sum(-1)  # (B, T)
+
+
+def sample_weights(student_logprobs, teacher_logprobs, mask, threshold, clip_max, clip_min=None, weight_temperature=1.0,
+                   norm="batch", variant="paper"):
+    """ReNIO's weight of each sample (Eq. 4-8, Algorithm 1), detached.
+
+    student_logprobs, teacher_logprobs: (B, T), log-probabilities of the sampled tokens, in nats.
+    mask: (B, T), true on the completion's tokens; what stands elsewhere is never read.
+    threshold: tau, a token is key where its log-ratio log p_S - log p_T exceeds it (Eq. 5).
+    clip_max, clip_min: the key tokens' log-ratios are clipped to [clip_min, clip_max] (Eq. 6).
+    weight_temperature: divides the mean of the clipped log-ratios before exp; the paper has none (1).
+    norm: "batch" divides by the mean over the batch (Eq. 8); "none" does not; "clamp" (official only) clamps to
+        [0.1, 10] and then divides by the mean.
+    variant: "paper", or "official" for the released code, which clips before it selects, selects with >=, and clamps
+        the weight normalized by "batch" to at most 10.
+    Returns (B,) weights; 1 before normalizing for a sample without key tokens. Raises ValueError for other arguments.
+    """
+    if not student_logprobs.shape == teacher_logprobs.shape == mask.shape or mask.dim() != 2:
+        raise ValueError("student_logprobs, teacher_logprobs and mask must have one shape (B, T), got "
+                         f"{tuple(student_logprobs.shape)}, {tuple(teacher_logprobs.shape)}, {tuple(mask.shape)}")
+    if variant not in ("paper", "official") or norm not in ("batch", "none", "clamp"):
+        raise ValueError(f"variant {variant!r}, norm {norm!r}: known are paper, official and batch, none, clamp")
+    if norm == "clamp" and variant != "official":
+        raise ValueError("norm 'clamp' belongs to variant 'official'")
+    mask = mask.bool()
+    log_ratio = (student_logprobs.detach() - teacher_logprobs.detach()).masked_fill(~mask, 0.0)  # Eq. 4, (B, T)
+    if variant == "official":
+        log_ratio = log_ratio.clamp(min=clip_min, max=clip_max)
+        key_tokens = (log_ratio >= threshold) & mask
+    else:
+        key_tokens = (log_ratio > threshold) & mask  # Eq. 5
+        log_ratio = log_ratio.clamp(min=clip_min, max=clip_max)  # Eq. 6
+    count = key_tokens.sum(1)  # (B,)
+    mean = (log_ratio * key_tokens).sum(1) / count.clamp(min=1)
+    weights = (mean / weight_temperature).exp()  # Eq. 7; exp(0) = 1 where there is no key token
+    if norm == "clamp":
+        weights = weights.clamp(0.1, 10.0)
+    if norm != "none":
+        weights = weights / weights.mean()  # Eq. 8
+    if norm == "batch" and variant == "official":
+        weights = weights.clamp(max=10.0)
+    return weights
+
+
+def token_logprobs(logits, tokens, temperature):
+    """Log-probabilities (B, T) of the tokens (B, T) under logits (B, T, V) at the temperature, in float32 or finer."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    return logits.gather(-1, tokens[..., None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One update.
+
+
+@dataclass
+class Devices:
+    """This process among those of torchrun: a rank holds its share of each batch, gradients are summed over ranks."""
+
+    device: str
+    rank: int = 0
+    world: int = 1
+
+    def share(self, rows):
+        return rows[self.rank :: self.world]
+
+    def sum(self, tensors):
+        """Sum the tensors over all ranks, in place, in one message a data type."""
+        if self.world > 1:
+            for dtype in {t.dtype for t in tensors}:
+                group = [t for t in tensors if t.dtype == dtype]
+                flat = torch.cat([t.flatten() for t in group])
+                dist.all_reduce(flat)
+                for t, total in zip(group, flat.split([t.numel() for t in group])):
+                    t.copy_(total.view_as(t))
+
+    def gather(self, items):
+        """The items of all ranks in one list."""
+        if self.world == 1:
+            return items
+        lists = [None] * self.world
+        dist.all_gather_object(lists, items)
+        return [item for items in lists for item in items]
+
+
+def connect(config):
+    """Devices of this process; joins the process group where torchrun started it."""
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    kind = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if kind.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {kind}: this machine has no CUDA device; use --device cpu")
+    if config.batch_size % world:
+        raise UserError(f"--batch_size {config.batch_size}: must be a multiple of the {world} processes")
+    if world == 1:
+        return Devices(kind)
+    device = f"cuda:{local}" if kind.startswith("cuda") else kind
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return Devices(device, dist.get_rank(), world)
+
+
+class Stopwatch:
+    """Seconds of each phase of a step; waits for the GPU, so that work is charged to the phase that started it."""
+
+    def __init__(self, device):
+        self.device, self.seconds = device, {}
+        self.last = self.now()
+
+    def now(self):
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def lap(self, phase):
+        now = self.now()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
+        self.last = now
+
+
+def sft_step(student, examples, tokenizer, config, devices, watch):
+    """Gradients of the cross-entropy of the examples' solutions, summed over tokens; their number of tokens."""
+    total = torch.zeros((), device=devices.device)
+    records = []
+    for start in range(0, len(examples), config.micro_batch_size):
+        micro = examples[start : start + config.micro_batch_size]
+        texts = [example.row.get("demonstration") or example.row["solution"] for example in micro]
+        targets = [ids[: config.prefix_tokens] + [tokenizer.eos_token_id][: config.prefix_tokens - len(ids)]
+                   for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        logits, tokens, mask = completion_logits(student, [example.student_prompt for example in micro], targets)
+        losses = -token_logprobs(logits, tokens, 1.0).masked_fill(~mask, 0.0).sum(1)  # (b,)
+        losses.sum().backward()
+        total += mask.sum()
+        records += [dict(loss=loss, length=len(target)) for loss, target in zip(losses.tolist(), targets)]
+    watch.lap("student")
+    return total, records
+
+
+def distillation_step(student, teacher, examples, eos_ids, config, devices, watch, step):
+    """Gradients of the weighted divergence on fresh rollouts, and what they are to be divided by.
+
+    Since Eq. 8 scales the whole batch by one number, the sum of w_i grad D_i and the sum of w_i are collected over
+    micro-batches and devices and divided once: the update is that of Eq. 9 however the batch is split. Only the
+    released code's variant normalizes within the micro-batch, and divides by the batch's size.
+    """
+    prompts = [example.student_prompt for example in examples]
+    completions = sample(student, prompts, config.prefix_tokens, eos_ids, config.temperature, config.top_p,
+                         config.top_k, seed=(config.seed * 100_000 + step) * 1_000 + devices.rank)
+    watch.lap("rollout")
+    norm = config.weight_norm if config.variant == "official" else "none"
+    total = torch.zeros((), device=devices.device)
+    records = []
+    for start in range(0, len(examples), config.micro_batch_size):
+        span = slice(start, start + config.micro_batch_size)
+        teacher_logits = teacher.logits([example.teacher_prompt for example in examples[span]], completions[span])
+        watch.lap("teacher")
+        student_logits, tokens, mask = completion_logits(student, prompts[span], completions[span])  # (b, T, V)
+        width = min(student_logits.shape[-1], teacher_logits.shape[-1])  # a padded vocabulary is cut
+        student_logits, teacher_logits = student_logits[..., :width].float(), teacher_logits[..., :width].float()
+        divergence = token_divergence(student_logits, teacher_logits, config.beta, config.temperature,
+                                      config.entry_clip, config.entry_clip_mode).masked_fill(~mask, 0.0)  # (b, T)
+        student_logprobs = token_logprobs(student_logits.detach(), tokens, config.temperature)  # (b, T)
+        teacher_logprobs = token_logprobs(teacher_logits, tokens, config.temperature)
+        lengths = mask.sum(1)  # (b,)
+        losses = divergence.sum(1) / (lengths if config.token_reduction == "mean" else 1)  # D, Eq. 2, (b,)
+        renio = sample_weights(student_logprobs, teacher_logprobs, mask, config.threshold, config.log_ratio_clip,
+                               config.log_ratio_clip_min, config.weight_temperature, norm, config.variant)  # (b,)
+        weights = renio if config.weighting == "renio" else torch.ones_like(renio)
+        (weights * losses).sum().backward()  # Eq. 9, to be divided by `total`
+        total += weights.sum() if norm == "none" and config.weight_norm == "batch" else len(weights)
+        watch.lap("student")
+        key_tokens = ((student_logprobs - teacher_logprobs > config.threshold) & mask).sum(1)
+        negative = ((divergence < 0) & mask).sum(1)
+        for i, example in enumerate(examples[span]):
+            completion = completions[span][i]
+            records.append(dict(
+                loss=(weights[i] * losses[i]).item(), divergence=divergence[i].sum().item(), weight=weights[i].item(),
+                renio=renio[i].item(), key_tokens=key_tokens[i].item(), negative=negative[i].item(),
+                length=len(completion), truncated=completion[-1] not in eos_ids,
+                right=grade_rollout(teacher.tokenizer, completion, example.row, eos_ids)))
+        watch.lap("grading")
+    return total, records
+
+
+def grade_rollout(tokenizer, completion, row, eos_ids):
+    """Whether a rollout's answer is right; None where it gives none or there is nothing to grade against.
+
+    A diagnostic of the weights, which never see it.
+    """
+    text = tokenizer.decode(completion, skip_special_tokens=True)
+    if row["answer"] is None or (completion[-1] not in eos_ids and extract_boxed(text) is None):
+        return None
+    return grade_math(text, row["answer"])
+
+
+def summarize(records, total, config):
+    """The metrics of a step, from the records of all its rollouts (README has a glossary)."""
+    n, tokens = len(records), sum(r["length"] for r in records)
+    if config.method == "sft":
+        return dict(loss=sum(r["loss"] for r in records) / total, completion_length=tokens / n)
+    weights = [r["weight"] for r in records]
+    graded = [r for r in records if r["right"] is not None]
+    return dict(
+        loss=sum(r["loss"] for r in records) / total,
+        divergence=sum(r["divergence"] for r in records) / tokens,
+        negative_share=sum(r["negative"] for r in records) / tokens,
+        weight_mean=sum(weights) / n,
+        weight_max=max(weights),
+        effective_sample_size=sum(weights) ** 2 / sum(w * w for w in weights),
+        key_token_share=sum(r["key_tokens"] for r in records) / tokens,
+        completion_length=tokens / n,
+        truncation_rate=sum(r["truncated"] for r in records) / n,
+        graded=len(graded),
+        rollout_accuracy=sum(r["right"] for r in graded) / len(graded) if graded else None,
+        weight_auc_wrong=area_under_curve([r["renio"] for r in graded], [not r["right"] for r in graded]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints.
+
+
+def write_json(path, value):
+    """Write a file whole or not at all."""
+    aside = Path(f"{path}.tmp")
+    aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def save(folder, model, tokenizer, state=None):
+    """Write the model (or adapter) and tokenizer, and with `state` what a resumed run needs; whole or not at all."""
+    aside = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside)
+    tokenizer.save_pretrained(aside)
+    if state:
+        torch.save(state, aside / "trainer_state.pt")
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def newest_checkpoint(output_dir):
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def open_output(config):
+    """Make output_dir with config.json, or check that it holds a run of the same settings; the checkpoint to go on
+    from, or None."""
+    output_dir = Path(config.output_dir)
+    settings = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "resume", "device")}
+    path = output_dir / "config.json"
+    if path.exists():
+        if not config.resume:
+            raise UserError(f"--output_dir {output_dir}: holds a run already; pass --resume to go on with it, or name "
+                            "another folder")
+        old = json.loads(path.read_text())["flags"]
+        changed = sorted(k for k in settings if old.get(k) != settings[k])
+        if changed:
+            raise UserError(f"--resume: {output_dir} was made with other settings: "
+                            + ", ".join(f"--{k} {old.get(k)} (now {settings[k]})" for k in changed))
+        return newest_checkpoint(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "numpy")}
+    write_json(path, dict(flags=settings, versions=versions, commit=commit.stdout.strip() or None))
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop.
+
+
+def train(config, devices):
+    """Train by config.method and return the output folder, which then holds final/ and metrics.jsonl."""
+    output_dir = Path(config.output_dir)
+    writes = devices.rank == 0  # one process writes
+    checkpoint = devices.gather([open_output(config) if writes else None])[0]
+    student, tokenizer = load_student(config, devices.device, checkpoint)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    teacher = None if config.method == "sft" else Teacher(config, student, tokenizer, devices.device)
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
+    first = 0
+    if checkpoint:
+        state = torch.load(checkpoint / "trainer_state.pt", map_location=devices.device, weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+        if teacher is not None and state["teacher_copy"] is not None:
+            teacher.copy = state["teacher_copy"]
+    eos_ids = end_ids(student, tokenizer)
+    examples, skipped = load_examples(config, tokenizer, teacher and teacher.tokenizer)
+    metrics_path = output_dir / "metrics.jsonl"
+    if writes:
+        rows = metrics_path.read_text().splitlines(keepends=True) if metrics_path.exists() else []
+        metrics_path.write_text("".join(rows[:first]))  # rows of steps after the checkpoint are written again
+        count = sum(p.numel() for p in trained)
+        print(f"{config.method}: {count:,} trained weights, {config.max_steps} steps of {config.batch_size} from "
+              f"{config.dataset}, {skipped} problems skipped as longer than {config.max_prompt_tokens} tokens"
+              + (f", going on after step {first}" if first else ""), flush=True)
+        print(f"first student prompt: {tokenizer.decode(examples[0].student_prompt)!r}")
+        if teacher:
+            print(f"first teacher prompt: {tokenizer.decode(examples[0].teacher_prompt)!r}", flush=True)
+    bar = tqdm(range(first, config.max_steps), initial=first, total=config.max_steps, disable=not writes,
+               desc=config.method, mininterval=1.0)
+    for step in bar:
+        watch = Stopwatch(devices.device)
+        if devices.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+        batch = examples[step * config.batch_size : (step + 1) * config.batch_size]
+        student.train()  # gradient checkpointing asks for it; the models have no dropout
+        if config.method == "sft":
+            total, records = sft_step(student, devices.share(batch), tokenizer, config, devices, watch)
+        else:
+            total, records = distillation_step(student, teacher, devices.share(batch), eos_ids, config, devices, watch,
+                                               step)
+        devices.sum([p.grad for p in trained] + [total])
+        for p in trained:
+            p.grad /= total  # Eq. 8 and 9
+        grad_norm = torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm or float("inf"))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, step)
+        if not torch.isfinite(grad_norm):
+            raise UserError(f"step {step + 1}: the gradient is not finite; try a lower --learning_rate or --dtype "
+                            "float32. The last checkpoint is intact")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if teacher:
+            teacher.follow()
+        watch.lap("optimizer")
+        records = devices.gather(records)
+        seconds = sum(watch.seconds.values())
+        if writes:
+            row = dict(step=step + 1, **summarize(records, total.item(), config), grad_norm=grad_norm.item(),
+                       learning_rate=learning_rate(config, step),
+                       tokens_per_second=sum(r["length"] for r in records) / seconds, seconds=seconds,
+                       **{f"seconds_{phase}": value for phase, value in watch.seconds.items()},
+                       peak_memory_gb=peak_memory(devices.device))
+            with metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            bar.set_postfix(loss=f"{row['loss']:.3f}", seconds=f"{seconds:.2f}", refresh=False)
+        if writes and config.save_steps and (step + 1) % config.save_steps == 0:
+            save(output_dir / f"checkpoint-{step + 1}", student, tokenizer, dict(
+                step=step + 1, optimizer=optimizer.state_dict(), teacher_copy=teacher and teacher.copy))
+    if writes:
+        save(output_dir / "final", student, tokenizer)
+        print(f"wrote {output_dir / 'final'}", flush=True)
+    return output_dir
+
+
+def learning_rate(config, step):
+    """Of update `step` (from 0): linear warm-up, then constant, or linear to 0 at schedule_steps."""
+    scale = min(1.0, (step + 1) / (config.warmup_steps or 1))
+    if config.schedule_steps:
+        scale *= 1 - step / config.schedule_steps
+    return config.learning_rate * scale
+
+
+def peak_memory(device):
+    """GB: allocated on the GPU in this step, or resident in this process since its start."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def main(argv=None):
+    try:
+        config = parse_config(sys.argv[1:] if argv is None else argv)
+        train(config, connect(config))
+    except UserError as error:
+        sys.exit(f"renio.py: {error}")
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
