@@ -138,12 +138,12 @@ class Parser(HfArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
-def parse_config(argv):
-    """Config from command-line words: the presets of --scale, --method and --variant, then explicit flags."""
-    parser = Parser(Config, description=__doc__.split("\n\n")[0], allow_abbrev=False)
+def parse_config(argv, kind=Config):
+    """A Config (or a class that adds flags to it) from command-line words: the presets of --scale, --method and --variant, then explicit flags."""
+    parser = Parser(kind, description=__doc__.split("\n\n")[0], allow_abbrev=False)
     first = parser.parse_args([word for word in argv if word not in ("-h", "--help")])
     parser.set_defaults(**SCALES[first.scale][first.method] | VARIANTS[first.variant])
-    config = Config(**vars(parser.parse_args(argv)))
+    config = kind(**vars(parser.parse_args(argv)))
     check(config)
     return config
 
@@ -325,12 +325,11 @@ class Example:
     teacher_prompt: Optional[list] = None
 
 
-def load_examples(config, student_tokenizer, teacher_tokenizer):
-    """The examples of the whole run in order, and how many problems were skipped for their length.
+def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
+    """The `needed` examples of the whole run in order, and how many problems were skipped for their length.
 
     The data set is shuffled by seed, once an epoch. Only as many rows are rendered as the run needs.
     """
-    needed = config.max_steps * config.batch_size
     rng = random.Random(config.seed)
     if config.dataset in ("arith", "arith-gaps"):
         gaps = config.dataset == "arith-gaps"
@@ -536,17 +535,29 @@ def sft_step(student, examples, tokenizer, config, devices, watch):
     return total, records
 
 
-def distillation_step(student, teacher, examples, eos_ids, config, devices, watch, step):
-    """Gradients of the weighted divergence on fresh rollouts, and what they are to be divided by.
+def draw_rollouts(student, tokenizer, examples, step, eos_ids, config, devices):
+    """This rank's examples of update `step` with a completion for each, sampled from the student, and no more metrics.
+
+    filter_experiments.py has another one, which looks at the answers.
+    """
+    batch = devices.share(examples[step * config.batch_size : (step + 1) * config.batch_size])
+    completions = sample(student, [example.student_prompt for example in batch], config.prefix_tokens, eos_ids,
+                         config.temperature, config.top_p, config.top_k, seed=rollout_seed(config, step, devices.rank))
+    return batch, completions, {}
+
+
+def rollout_seed(config, step, rank):
+    return (config.seed * 100_000 + step) * 1_000 + rank
+
+
+def distillation_step(student, teacher, examples, completions, eos_ids, config, devices, watch):
+    """Gradients of the weighted divergence on the rollouts, what they are to be divided by, and a record a rollout.
 
     Since Eq. 8 scales the whole batch by one number, the sum of w_i grad D_i and the sum of w_i are collected over
     micro-batches and devices and divided once: the update is that of Eq. 9 however the batch is split. Only the
     released code's variant normalizes within the micro-batch, and divides by the batch's size.
     """
     prompts = [example.student_prompt for example in examples]
-    completions = sample(student, prompts, config.prefix_tokens, eos_ids, config.temperature, config.top_p,
-                         config.top_k, seed=(config.seed * 100_000 + step) * 1_000 + devices.rank)
-    watch.lap("rollout")
     norm = config.weight_norm if config.variant == "official" else "none"
     total = torch.zeros((), device=devices.device)
     records = []
@@ -670,8 +681,11 @@ def open_output(config):
 # The loop.
 
 
-def train(config, devices):
-    """Train by config.method and return the output folder, which then holds final/ and metrics.jsonl."""
+def train(config, devices, draw=draw_rollouts, draws=1):
+    """Train by config.method; afterwards output_dir holds metrics.jsonl, the checkpoints and final/.
+
+    draw: gives the rollouts of a step, as draw_rollouts does, from `draws` times as many examples as an update needs.
+    """
     output_dir = Path(config.output_dir)
     writes = devices.rank == 0  # one process writes
     checkpoint = devices.gather([open_output(config) if writes else None])[0]
@@ -687,7 +701,8 @@ def train(config, devices):
         if teacher is not None and state["teacher_copy"] is not None:
             teacher.copy = state["teacher_copy"]
     eos_ids = end_ids(student, tokenizer)
-    examples, skipped = load_examples(config, tokenizer, teacher and teacher.tokenizer)
+    examples, skipped = load_examples(config, tokenizer, teacher and teacher.tokenizer,
+                                      draws * config.max_steps * config.batch_size)
     metrics_path = output_dir / "metrics.jsonl"
     if writes:
         rows = metrics_path.read_text().splitlines(keepends=True) if metrics_path.exists() else []
@@ -705,13 +720,15 @@ def train(config, devices):
         watch = Stopwatch(devices.device)
         if devices.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
-        batch = examples[step * config.batch_size : (step + 1) * config.batch_size]
         student.train()  # gradient checkpointing asks for it; the models have no dropout
         if config.method == "sft":
-            total, records = sft_step(student, devices.share(batch), tokenizer, config, devices, watch)
+            batch = devices.share(examples[step * config.batch_size : (step + 1) * config.batch_size])
+            total, records = sft_step(student, batch, tokenizer, config, devices, watch)
+            drawn = {}
         else:
-            total, records = distillation_step(student, teacher, devices.share(batch), eos_ids, config, devices, watch,
-                                               step)
+            batch, completions, drawn = draw(student, tokenizer, examples, step, eos_ids, config, devices)
+            watch.lap("rollout")
+            total, records = distillation_step(student, teacher, batch, completions, eos_ids, config, devices, watch)
         devices.sum([p.grad for p in trained] + [total])
         for p in trained:
             p.grad /= total  # Eq. 8 and 9
@@ -729,7 +746,7 @@ def train(config, devices):
         records = devices.gather(records)
         seconds = sum(watch.seconds.values())
         if writes:
-            row = dict(step=step + 1, **summarize(records, total.item(), config), grad_norm=grad_norm.item(),
+            row = dict(step=step + 1, **summarize(records, total.item(), config), **drawn, grad_norm=grad_norm.item(),
                        learning_rate=learning_rate(config, step),
                        tokens_per_second=sum(r["length"] for r in records) / seconds, seconds=seconds,
                        **{f"seconds_{phase}": value for phase, value in watch.seconds.items()},
@@ -743,7 +760,6 @@ def train(config, devices):
     if writes:
         save(output_dir / "final", student, tokenizer)
         print(f"wrote {output_dir / 'final'}", flush=True)
-    return output_dir
 
 
 def learning_rate(config, step):

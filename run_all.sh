@@ -2,6 +2,7 @@
 # Reproduce the paper's tables: train, score, report.
 #
 #   bash run_all.sh            set up, then run the main job at the scale this machine allows, and write the report
+#   bash run_all.sh figure1    the filter study, likewise
 #   bash run_all.sh test       set up and run the tests
 #   bash run_all.sh setup      only set up: a .venv unless an environment is active; what is there is skipped
 #   bash run_all.sh --list     name the targets
@@ -89,10 +90,10 @@ stop() { # a job failed or the user interrupted: end what still runs
 
 # --- the main job: tables 1 and 2 -------------------------------------------------------------------------------------
 
-train() { # train NAME FLAGS...: a run of renio.py in $DIR/NAME, continued where it was interrupted
+train() { # train NAME FLAGS...: a run of $SCRIPT in $DIR/NAME, continued where it was interrupted
   local name=$1
   shift
-  run "$DIR/$name/final" "${LAUNCH[@]}" renio.py --scale "$SCALE" --seed "$SEED" --output_dir "$DIR/$name" --resume "$@"
+  run "$DIR/$name/final" "${LAUNCH[@]}" "$SCRIPT" --scale "$SCALE" --seed "$SEED" --output_dir "$DIR/$name" --resume "$@"
 }
 
 score() { # score NAME LABEL FLAGS...: the scores of a model in $DIR/NAME/eval.json
@@ -124,7 +125,7 @@ arm() { # arm NAME FLAGS...: train a method and score its last step
   fi
 }
 
-main_job() {
+for_each_seed() { # for_each_seed ARMS: make base and teacher, then the runs that the function ARMS starts; report
   for SEED in $SEEDS; do
     DIR=$OUT/seed$SEED
     case $SCALE in
@@ -135,17 +136,26 @@ main_job() {
     start base
     start teacher
     finish
-    start arm opd --method opd --teacher "$TEACHER"
-    start arm opsd --method opsd
-    start arm opd+renio --method opd --teacher "$TEACHER" --weighting renio
-    start arm opsd+renio --method opsd --weighting renio
+    "$1"
     finish
   done
   "$PYTHON" eval.py report "$OUT"
 }
 
-filter() { # Section 2, first version: training on correct-only against incorrect-only rollouts
-  echo "todo"
+table12() {
+  start arm opd --method opd --teacher "$TEACHER"
+  start arm opsd --method opsd
+  start arm opd+renio --method opd --teacher "$TEACHER" --weighting renio
+  start arm opsd+renio --method opsd --weighting renio
+}
+
+figure1() { # whole solutions, so that each has an answer to filter by
+  local SCRIPT=filter_experiments.py arm length=()
+  [ "$SCALE" = micro ] || length=(--prefix_tokens 4096)
+  for arm in correct incorrect unfiltered; do
+    start arm "opd-$arm" --method opd --teacher "$TEACHER" --arm "$arm" ${length[@]+"${length[@]}"}
+    start arm "opsd-$arm" --method opsd --arm "$arm" ${length[@]+"${length[@]}"}
+  done
 }
 
 # --- what to do -------------------------------------------------------------------------------------------------------
@@ -163,7 +173,7 @@ case $SCALE in
 esac
 
 case ${1:-main} in
-  main)
+  main | figure1)
     setup requirements.txt
     LAUNCH=("$PYTHON")
     if [ "$GPUS" -ge 1 ]; then
@@ -175,8 +185,8 @@ case ${1:-main} in
       # costs more than the arithmetic.
       export OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=200000000
     fi
-    [ "$SCALE" != micro ] || echo "micro scale: about 6 minutes a seed on 2 slow cores"
-    main_job
+    SCRIPT=renio.py
+    if [ "${1:-main}" = main ]; then for_each_seed table12; else for_each_seed figure1; fi
     ;;
   test)
     setup requirements.txt tests/requirements.txt
@@ -185,9 +195,10 @@ case ${1:-main} in
   setup) setup requirements.txt ;;
   --list)
     cat <<'EOF'
-main    tables 1 and 2 for one student: base, OPD, OPD+ReNIO, OPSD, OPSD+ReNIO (the default)
-test    the tests
-setup   only the environment
+main     tables 1 and 2 for one student: base, OPD, OPD+ReNIO, OPSD, OPSD+ReNIO (the default)
+figure1  the filter study: OPD and OPSD on correct-only, incorrect-only and unfiltered rollouts
+test     the tests
+setup    only the environment
 EOF
     ;;
   *) echo "run_all.sh $1: unknown; bash run_all.sh --list names the targets" >&2; exit 2 ;;

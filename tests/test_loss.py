@@ -1,0 +1,164 @@
+"""The divergence and the weights: golden figures of the released code, values by hand, and properties."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from renio import sample_weights, token_divergence, token_logprobs
+
+
+def random_logits(*shape, seed=0):
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_every_golden_case_agrees_in_values_and_gradients(shared):
+    file = np.load(shared / "golden" / "official_loss_public.npz")
+    cases = json.loads(file["meta"].item())
+    assert len(cases) == 24
+    for i, case in enumerate(cases):
+        def golden(name):
+            return torch.tensor(file[f"{i}/{name}"])
+
+        def close(ours, theirs):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+        student = golden("student_logits").requires_grad_()
+        mask = golden("mask").bool()
+        divergence = token_divergence(student, golden("teacher_logits"), case["beta"], case["temperature"],
+                                      case["token_clip"], "official" if case["token_clip"] else "none")
+        close(divergence[mask], golden("per_token_divergence")[mask])
+        student_logprobs = token_logprobs(student, golden("tokens"), case["temperature"])
+        teacher_logprobs = token_logprobs(golden("teacher_logits"), golden("tokens"), case["temperature"])
+        close(student_logprobs[mask], golden("student_token_logprobs")[mask])
+        close(teacher_logprobs[mask], golden("teacher_token_logprobs")[mask])
+        weights = torch.ones(len(mask), dtype=torch.float64)
+        if case["renio"]:
+            weights = sample_weights(student_logprobs, teacher_logprobs, mask, case["threshold"],
+                                     case["log_ratio_clip"], weight_temperature=case["weight_temperature"],
+                                     norm=case["weight_norm"].removesuffix("_mean"), variant="official")
+        close(weights, golden("sample_weights"))
+        per_sample = (divergence * mask).sum(1) / mask.sum(1)
+        close(per_sample, golden("per_sample_divergence"))
+        loss = (per_sample * weights).mean()
+        assert loss.item() == pytest.approx(case["loss"], rel=1e-9)
+        loss.backward()
+        close(student.grad, golden("grad_student_logits"))
+
+
+def test_divergence_by_hand():
+    student = torch.tensor([[[0.5, 0.5]]], dtype=torch.float64).log()
+    teacher = torch.tensor([[[0.9, 0.1]]], dtype=torch.float64).log()
+    forward = 0.9 * math.log(1.8) + 0.1 * math.log(0.2)
+    reverse = 0.5 * math.log(5 / 9) + 0.5 * math.log(5)
+    mixture = [0.75 * 0.5 + 0.25 * 0.9, 0.75 * 0.5 + 0.25 * 0.1]
+    jsd = (0.25 * (0.9 * math.log(0.9 / mixture[0]) + 0.1 * math.log(0.1 / mixture[1]))
+           + 0.75 * (0.5 * math.log(0.5 / mixture[0]) + 0.5 * math.log(0.5 / mixture[1])))
+    for beta, expected in ((0, forward), (1, reverse), (0.25, jsd)):
+        assert token_divergence(student, teacher, beta).item() == pytest.approx(expected, rel=1e-12)
+    # the terms of the forward divergence are 0.529 and -0.161
+    clipped = token_divergence(student, teacher, 0, entry_clip=0.3, clip_mode="opsd").item()
+    assert clipped == pytest.approx(0.3 + 0.1 * math.log(0.2), rel=1e-12)
+    assert token_divergence(student, teacher, 0, entry_clip=0.3, clip_mode="official").item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("beta", [0, 0.3, 0.5, 1])
+def test_identical_models_have_zero_divergence_and_weight_one(beta):
+    logits = random_logits(2, 5, 11)
+    torch.testing.assert_close(token_divergence(logits, logits.clone(), beta, 1.1), torch.zeros(2, 5).double())
+    logprobs = token_logprobs(logits, torch.zeros(2, 5, dtype=torch.long), 1.1)
+    weights = sample_weights(logprobs, logprobs.clone(), torch.ones(2, 5), threshold=0.0, clip_max=3.0)
+    assert weights.tolist() == [1.0, 1.0]
+
+
+def test_divergence_is_never_negative_and_ignores_a_constant_in_the_logits():
+    student, teacher = random_logits(3, 4, 17), random_logits(3, 4, 17, seed=1)
+    for beta in (0, 0.2, 0.8, 1):
+        divergence = token_divergence(student, teacher, beta, 0.7)
+        assert (divergence > 0).all()
+        torch.testing.assert_close(token_divergence(student + 5, teacher - 3, beta, 0.7), divergence)
+
+
+def test_temperature_is_a_division_of_both_logits():
+    student, teacher = random_logits(2, 3, 7), random_logits(2, 3, 7, seed=1)
+    torch.testing.assert_close(token_divergence(student, teacher, 0.5, 1.3),
+                               token_divergence(student / 1.3, teacher / 1.3, 0.5))
+
+
+def log_ratios(*rows):
+    """Student and teacher log-probabilities with these differences, and a mask that is true on all of them."""
+    student = torch.full((len(rows), max(map(len, rows))), float("nan"), dtype=torch.float64)
+    mask = torch.zeros_like(student, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        student[i, : len(row)] = torch.tensor(row, dtype=torch.float64) - 5
+        mask[i, : len(row)] = True
+    return student, torch.full_like(student, -5.0), mask
+
+
+def test_weights_by_hand_and_what_stands_outside_the_mask_is_not_read():
+    ratios = log_ratios([1.0, 4.0, 0.5, -2.0], [0.75, 0.125], [2.0])
+    raw = sample_weights(*ratios, threshold=0.75, clip_max=3.0, norm="none")
+    # row 0: key tokens 1.0 and 4.0 -> 3.0; row 1: 0.75 is not above the threshold, no key token; row 2: 2.0
+    torch.testing.assert_close(raw, torch.tensor([math.exp(2.0), 1.0, math.exp(2.0)], dtype=torch.float64))
+    normalized = sample_weights(*ratios, threshold=0.8, clip_max=3.0)
+    torch.testing.assert_close(normalized, raw / raw.mean())
+    tempered = sample_weights(*ratios, threshold=0.8, clip_max=3.0, norm="none", weight_temperature=2.0)
+    assert tempered[2].item() == pytest.approx(math.exp(1.0))
+
+
+def test_clip_from_below_counts_only_on_key_tokens():
+    ratios = log_ratios([0.2, 3.0, -9.0])
+    weights = sample_weights(*ratios, threshold=0.1, clip_max=3.0, clip_min=1.0, norm="none")
+    assert weights.item() == pytest.approx(math.exp((1.0 + 3.0) / 2))
+
+
+def test_official_variant_clips_first_selects_with_equality_and_caps_at_ten():
+    ratios = log_ratios([0.75, 4.0], [0.125, 0.25])  # binary fractions, so that equality is exact
+    weights = sample_weights(*ratios, threshold=0.75, clip_max=2.0, norm="none", variant="official")
+    assert weights.tolist() == pytest.approx([math.exp((0.75 + 2.0) / 2), 1.0])
+    starved = sample_weights(*ratios, threshold=2.5, clip_max=2.0, norm="none", variant="official")
+    assert starved.tolist() == [1.0, 1.0]  # clipped to 2.0 before the comparison with 2.5
+    many = log_ratios([9.0], *[[0.0]] * 30)
+    assert sample_weights(*many, threshold=0.8, clip_max=9.0, variant="official").max().item() == 10.0
+    assert sample_weights(*many, threshold=0.8, clip_max=9.0).max().item() > 30
+
+
+def test_no_key_token_gives_weight_one():
+    ratios = log_ratios([0.75, -3.0, 0.0], [-1.0, -1.0, -1.0])
+    for variant, threshold in (("paper", 0.75), ("official", 0.9)):
+        assert sample_weights(*ratios, threshold, 3.0, norm="none", variant=variant).tolist() == [1.0, 1.0]
+
+
+def test_a_sample_without_tokens_has_weight_one():
+    student, teacher, mask = log_ratios([1.0], [2.0])
+    mask[0] = False
+    assert sample_weights(student, teacher, mask, 0.8, 3.0, norm="none")[0].item() == 1.0
+
+
+def test_weights_average_one():
+    student, teacher = random_logits(32, 9), random_logits(32, 9, seed=1)
+    weights = sample_weights(student, teacher, torch.ones(32, 9), 0.8, 3.0)
+    assert weights.mean().item() == pytest.approx(1.0, rel=1e-12)
+    assert weights.min() > 0
+
+
+def test_weights_are_detached():
+    student = random_logits(2, 3).requires_grad_()
+    assert not sample_weights(student, random_logits(2, 3, seed=1), torch.ones(2, 3), 0.8, 3.0).requires_grad
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda x: token_divergence(x, x[..., :-1]), "different shapes"),
+    (lambda x: token_divergence(x, x, beta=1.5), "beta"),
+    (lambda x: token_divergence(x, x, temperature=0), "temperature"),
+    (lambda x: token_divergence(x, x, clip_mode="both"), "clip_mode"),
+    (lambda x: token_divergence(x, x, entry_clip=0.1), "entry_clip"),
+    (lambda x: sample_weights(x[0], x[0], x[0, :, :2], 0.8, 3.0), "one shape"),
+    (lambda x: sample_weights(x[0], x[0], x[0], 0.8, 3.0, norm="sum"), "norm"),
+    (lambda x: sample_weights(x[0], x[0], x[0], 0.8, 3.0, norm="clamp"), "official"),
+])
+def test_wrong_arguments_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(random_logits(2, 3, 5))

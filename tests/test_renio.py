@@ -1,0 +1,424 @@
+"""The training loop's parts on random micro models: sampling, teachers, gradients, data, prompts, flags."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import examples_of, graded_step
+from transformers import AutoTokenizer, TopKLogitsWarper, TopPLogitsWarper
+
+import eval as renio_eval
+import renio
+from eval import UserError, filter_logits, prompt_ids, read_problems, sample
+from renio import Devices, Teacher, completion_logits, sample_weights, token_divergence, token_logprobs
+
+PROMPTS = [[3, 14, 20, 40, 4], [3, 15, 4], [3, 15, 21, 41, 16, 22, 42, 4]]
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+def test_the_trainer_gives_every_token_the_log_probability_it_was_sampled_with(model):
+    seen = []
+    hook = model.register_forward_hook(lambda module, args, output: seen.append(output.logits[:, -1]))
+    completions = sample(model, PROMPTS, 12, eos_ids=[-1], temperature=1.1, seed=3)  # no eos: rows stay in place
+    hook.remove()
+    tokens = torch.tensor(completions)
+    sampler = token_logprobs(torch.stack(seen, 1), tokens, 1.1)
+    logits, ids, mask = completion_logits(model, PROMPTS, completions)
+    assert mask.all() and (ids == tokens).all()
+    torch.testing.assert_close(token_logprobs(logits, ids, 1.1), sampler, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_gives_each_prompt_what_it_gets_alone(model):
+    with torch.no_grad():
+        for p in model.model.layers.parameters():  # fresh weights would echo the last token for ever
+            p.mul_(10)
+    ends = list(range(20, 40))  # so many that rows end at different steps and are dropped on the way
+    together = sample(model, PROMPTS * 3, 20, ends, temperature=0)
+    alone = [sample(model, [prompt], 20, ends, temperature=0)[0] for prompt in PROMPTS]
+    assert together == alone * 3
+    assert len({len(completion) for completion in alone}) > 1
+
+
+def test_a_completion_ends_with_the_first_eos_and_keeps_it(model):
+    ends = list(range(20, 40))
+    completions = sample(model, PROMPTS * 20, 30, ends, seed=1)
+    for completion in completions:
+        assert not set(completion[:-1]) & set(ends)
+        assert completion[-1] in ends or len(completion) == 30
+    assert any(completion[-1] in ends for completion in completions)
+
+
+def test_sampling_is_a_function_of_the_seed(model):
+    draws = [sample(model, PROMPTS, 10, [1], seed=seed) for seed in (5, 5, 6)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_samples_follow_the_distribution(model):
+    n = 4000
+    drawn = torch.tensor(sample(model, [PROMPTS[0]] * n, 1, [-1], temperature=1.3)).flatten()
+    logits = completion_logits(model, [PROMPTS[0]], [[0]])[0][0, 0] / 1.3
+    frequency = torch.bincount(drawn, minlength=len(logits)) / n
+    spread = (logits.softmax(-1) / n).sqrt()
+    assert ((frequency - logits.softmax(-1)).abs() < 5 * spread).all()
+
+
+def test_top_p_and_top_k_agree_with_transformers():
+    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    for top_p, top_k in ((0.9, 0), (1.0, 7), (0.7, 5), (1e-6, 0)):
+        expected = logits
+        if top_k:
+            expected = TopKLogitsWarper(top_k)(None, expected)
+        if top_p < 1:
+            expected = TopPLogitsWarper(top_p)(None, expected)
+        torch.testing.assert_close(filter_logits(logits, top_p, top_k), expected)
+
+
+# --- one update -------------------------------------------------------------------------------------------------------
+
+def make_teacher(config, student, tokenizer, seed=1):
+    teacher = Teacher(SimpleNamespace(teacher_mode="live", ema_decay=0.9), student, tokenizer, "cpu")
+    teacher.model = renio.init_model("init:micro", tokenizer, seed)
+    return teacher
+
+
+def rollouts(config, model, tokenizer, n=8):
+    examples = examples_of(config, tokenizer, n)
+    prompts = [example.student_prompt for example in examples]
+    return examples, sample(model, prompts, 14, list(range(20, 30)), seed=2)
+
+
+def gradient(model, divisor):
+    return torch.cat([p.grad.flatten() for p in model.parameters()]) / divisor
+
+
+def test_a_padded_batch_gives_each_row_the_loss_of_that_row_alone(model, tokenizer, config):
+    flags = config("--method", "opd", "--teacher", "none", "--weighting", "renio", "--threshold", 0.01)
+    teacher = make_teacher(flags, model, tokenizer)
+    examples, completions = rollouts(flags, model, tokenizer)
+    _, together = graded_step(model, teacher, examples, completions, [1], flags)
+    for example, completion, row in zip(examples, completions, together):
+        _, [alone] = graded_step(model, teacher, [example], [completion], [1], flags)
+        for key in ("loss", "divergence", "weight"):
+            assert alone[key] == pytest.approx(row[key], rel=1e-4), key
+    assert len({len(completion) for completion in completions}) > 2
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 8])
+def test_the_update_is_that_of_equation_9_however_the_batch_is_split(model, tokenizer, config, micro_batch_size):
+    flags = config("--method", "opd", "--teacher", "none", "--weighting", "renio", "--threshold", 0.01,
+                   "--micro_batch_size", micro_batch_size)
+    model = model.double()
+    teacher = make_teacher(flags, model, tokenizer)
+    teacher.model.double()
+    examples, completions = rollouts(flags, model, tokenizer)
+    total, _ = graded_step(model, teacher, examples, completions, [1], flags)
+    ours = gradient(model, total.double())
+
+    # Eq. 2-9 written out for the whole batch at once
+    model.zero_grad()
+    student_logits, tokens, mask = completion_logits(model, [e.student_prompt for e in examples], completions)
+    teacher_logits = teacher.logits([e.teacher_prompt for e in examples], completions)
+    divergence = (token_divergence(student_logits, teacher_logits) * mask).sum(1)
+    weights = sample_weights(token_logprobs(student_logits, tokens, 1.0), token_logprobs(teacher_logits, tokens, 1.0),
+                             mask, 0.01, 3.0)
+    assert weights.std() > 0.01
+    (weights * divergence).mean().backward()
+    assert (ours - gradient(model, 1)).norm() < 1e-5 * ours.norm()  # the loop casts logits to float32
+
+
+def test_the_gradient_never_reaches_the_teacher(model, tokenizer, config, micro_model):
+    flags = config("--method", "opd", "--teacher", micro_model)
+    teacher = Teacher(flags, model, tokenizer, "cpu")
+    examples, completions = rollouts(flags, model, tokenizer)
+    graded_step(model, teacher, examples, completions, [1], flags)
+    assert all(p.grad is not None for p in model.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in teacher.model.parameters())
+
+
+@pytest.mark.parametrize("lora_r", [0, 4])
+@pytest.mark.parametrize("mode", ["initial", "ema", "live"])
+def test_teachers_of_self_distillation_are_the_models_they_are_named_after(tokenizer, config, micro_model, lora_r, mode):
+    flags = config("--method", "opsd", "--teacher_mode", mode, "--model", micro_model, "--lora_r", lora_r,
+                   "--ema_decay", 0.75)
+    student, _ = renio.load_student(flags, "cpu")
+    teacher = Teacher(flags, student, tokenizer, "cpu")
+    prompt, completion = [PROMPTS[0]], [[20, 30, 40]]
+    before = teacher.logits(prompt, completion)
+    first = [p.detach().clone() for p in teacher.trained()]
+    with torch.no_grad():
+        for p in teacher.trained():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    moved = completion_logits(student, prompt, completion)[0]
+    teacher.follow()
+    after = teacher.logits(prompt, completion)
+    assert (moved - before).abs().max() > 1e-3
+    if mode == "initial":
+        torch.testing.assert_close(after, before)
+    elif mode == "live":
+        torch.testing.assert_close(after, moved)
+    else:
+        for average, old, p in zip(teacher.copy, first, teacher.trained()):
+            torch.testing.assert_close(average, 0.75 * old + 0.25 * p)
+    torch.testing.assert_close(completion_logits(student, prompt, completion)[0], moved)  # the student is unharmed
+
+
+def test_the_initial_teacher_stays_the_initial_model_through_training(tokenizer, config, micro_model, monkeypatch):
+    flags = config("--method", "opsd", "--model", micro_model, "--max_steps", 3, "--batch_size", 4)
+    kept = []
+    monkeypatch.setattr(renio, "Teacher", lambda *args: kept.append(Teacher(*args)) or kept[0])
+    renio.train(flags, Devices("cpu"))
+    start = renio_eval.load_model(str(micro_model))
+    end = renio_eval.load_model(f"{flags.output_dir}/final")
+    logits = [completion_logits(m, [PROMPTS[0]], [[20, 30]])[0] for m in (start, end)]
+    torch.testing.assert_close(kept[0].logits([PROMPTS[0]], [[20, 30]]), logits[0])
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
+def test_distillation_brings_the_student_nearer_to_the_teacher(config, micro_model):
+    flags = config("--method", "opd", "--teacher", micro_model, "--max_steps", 12, "--batch_size", 8,
+                   "--prefix_tokens", 16, "--weighting", "renio")
+    renio.train(flags, Devices("cpu"))
+    rows = [json.loads(line) for line in open(f"{flags.output_dir}/metrics.jsonl")]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert rows[-1]["divergence"] < 0.8 * rows[0]["divergence"]
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, micro_model):
+    def run(name, *words):
+        renio.main(["--method", "opsd", "--teacher_mode", "ema", "--model", str(micro_model), "--max_steps", "4",
+                    "--save_steps", "2", "--batch_size", "4", "--schedule_steps", "4", "--output_dir",
+                    str(tmp_path / name), *words])
+        return (renio_eval.load_model(str(tmp_path / name / "final")).state_dict(),
+                [json.loads(line) for line in open(tmp_path / name / "metrics.jsonl")])
+
+    whole, whole_rows = run("whole")
+    run("cut")
+    for lost in ("final", "checkpoint-4"):
+        (tmp_path / "cut" / lost).rename(tmp_path / f"lost-{lost}")
+    resumed, rows = run("cut", "--resume")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in whole_rows]
+
+
+def test_adapters_and_whole_models_load_with_from_pretrained(config, micro_model):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    flags = config("--method", "opsd", "--model", micro_model, "--max_steps", 1, "--batch_size", 4, "--lora_r", 4,
+                   "--save_steps", 1, "--learning_rate", 0.01)
+    renio.train(flags, Devices("cpu"))
+    base = AutoModelForCausalLM.from_pretrained(micro_model)
+    for folder in ("final", "checkpoint-1"):
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(micro_model),
+                                            f"{flags.output_dir}/{folder}")
+        change = [completion_logits(m, [PROMPTS[0]], [[20]])[0] for m in (base, adapted)]
+        assert (change[0] - change[1]).abs().max() > 1e-4
+        assert AutoTokenizer.from_pretrained(f"{flags.output_dir}/{folder}").chat_template
+
+
+def test_a_separate_teacher_with_a_padded_vocabulary_is_cut(model, tokenizer, config):
+    flags = config("--method", "opd", "--teacher", "none")
+    examples, completions = rollouts(flags, model, tokenizer, 4)
+    teacher = make_teacher(flags, model, tokenizer)
+    _, expected = graded_step(model, teacher, examples, completions, [1], flags)
+    teacher.model.resize_token_embeddings(len(tokenizer) + 7)
+    _, cut = graded_step(model, teacher, examples, completions, [1], flags)
+    assert [row["loss"] for row in cut] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
+
+
+# --- prompts and data -------------------------------------------------------------------------------------------------
+
+def test_qwen3_template_renders_with_thinking_on_and_off(shared):
+    tokenizer = AutoTokenizer.from_pretrained(shared / "data" / "qwen3-tokenizer")
+    row = dict(problem="What is 2 + 2?", solution="It is four.", answer="4")
+    off = tokenizer.decode(prompt_ids(tokenizer, "math", row, thinking=False))
+    on = tokenizer.decode(prompt_ids(tokenizer, "math", row, thinking=True, privileged=True))
+    assert off.startswith("<|im_start|>user\nWhat is 2 + 2?") and "\\boxed{}" in off
+    assert off.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n") and "four" not in off
+    assert on.endswith("<|im_start|>assistant\n") and "It is four." in on
+    code = tokenizer.decode(prompt_ids(tokenizer, "code", row, thinking=False, privileged=True))
+    assert "```python" in code and "It is four." in code
+
+
+def test_a_tokenizer_without_a_template_is_refused(tokenizer):
+    bare = renio_eval.arith_tokenizer()
+    bare.chat_template = None
+    with pytest.raises(UserError, match="no chat template"):
+        prompt_ids(bare, "arith", dict(problem="a 1 +1"), thinking=True)
+
+
+def test_teacher_and_student_must_share_a_vocabulary(tokenizer):
+    other = renio_eval.arith_tokenizer()
+    other.add_tokens(["+10"])
+    with pytest.raises(UserError, match=r"different vocabularies: '\+10'"):
+        renio.check_same_vocabulary(tokenizer, other)
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.mark.parametrize("row, expected", [
+    (dict(problem="p", solution="s", Answer="7"), dict(problem="p", solution="s", answer="7")),
+    (dict(question="q", answer="2 + 2 = 4\n#### 4"), dict(problem="q", solution="2 + 2 = 4\n#### 4", answer="4")),
+    (dict(prompt="q", solution=r"so \boxed{\frac{1}{2}}"),
+     dict(problem="q", solution=r"so \boxed{\frac{1}{2}}", answer=r"\frac{1}{2}")),
+    (dict(problem="p", solution="no box"), dict(problem="p", solution="no box", answer=None)),
+    (dict(problem="p", answer=5), dict(problem="p", solution=None, answer="5")),
+])
+def test_columns_are_found_under_their_usual_names(tmp_path, row, expected):
+    assert read_problems(write_rows(tmp_path / "rows.jsonl", [row])) == [expected]
+
+
+def test_json_jsonl_and_parquet_give_the_same_rows(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [dict(problem="p é", solution="s", answer="1"), dict(problem="q", solution="t", answer="2")]
+    write_rows(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert read_problems(str(tmp_path / "a.jsonl")) == read_problems(str(tmp_path / "a.json")) == read_problems(
+        str(tmp_path / "a.parquet")) == rows
+
+
+def test_real_training_sets_have_solutions_and_answers(shared):
+    gsm8k = read_problems(str(shared / "data" / "gsm8k_train_400.jsonl"), need_solution=True)
+    math = read_problems(str(shared / "data" / "math_train_400.jsonl"), need_solution=True)
+    assert len(gsm8k) == len(math) == 400
+    assert gsm8k[0]["answer"] == "72" and all(row["answer"] for row in gsm8k + math)
+
+
+@pytest.mark.parametrize("text, words", [
+    ('{"task": "p"}\n', "row 1: no text in a column problem"),
+    ('{"problem": "p", "answer": "1"}\n', "row 1: no text in a column solution"),
+    ('{"problem": "p", "solution": "s"}\n{"problem": null, "solution": "s"}\n', "row 2: no text in a column problem"),
+    ('{"problem": "p", "solution": "s"}\n{oops\n', "line 2: not JSON"),
+    ("[1, 2]\n", "row 1: expected columns, found list"),
+    ("", "no rows"),
+])
+def test_bad_data_is_named_with_its_file_and_row(tmp_path, text, words):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"rows.jsonl.*{words}"):
+        read_problems(str(path), need_solution=True)
+
+
+def test_text_that_is_not_utf8_and_missing_files_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"problem": "\xff"}')
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_problems(str(tmp_path / "a.jsonl"))
+    with pytest.raises(UserError, match="no such file"):
+        read_problems(str(tmp_path / "b.jsonl"))
+
+
+def test_long_problems_are_skipped_and_counted(tmp_path, tokenizer, config):
+    rows = [dict(problem="a 1 +1", solution="a 1 +1 2", answer="2"),
+            dict(problem="a 1 +1 " * 30, solution="a 1 +1 2", answer="2")]
+    flags = config("--method", "opsd", "--dataset", write_rows(tmp_path / "rows.jsonl", rows), "--max_prompt_tokens", 40)
+    examples, skipped = renio.load_examples(flags, tokenizer, tokenizer, 4)
+    assert skipped > 0 and [example.row["problem"] for example in examples] == ["a 1 +1"] * 4
+    flags.max_prompt_tokens = 4
+    with pytest.raises(UserError, match="every prompt is longer than --max_prompt_tokens 4"):
+        renio.load_examples(flags, tokenizer, tokenizer, 4)
+
+
+def test_every_problem_comes_once_an_epoch_in_an_order_of_the_seed(tmp_path, tokenizer, config):
+    rows = [dict(problem=f"a {i} +1", solution="a", answer="2") for i in range(10)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    orders = []
+    for seed in (0, 0, 1):
+        flags = config("--method", "opsd", "--dataset", path, "--seed", seed)
+        orders.append([e.row["problem"] for e in renio.load_examples(flags, tokenizer, tokenizer, 20)[0]])
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0][:10]) == sorted(orders[0][10:]) == sorted(row["problem"] for row in rows)
+
+
+# --- the arithmetic world ---------------------------------------------------------------------------------------------
+
+def test_arithmetic_solutions_are_right_and_training_leaves_the_test_problems_out():
+    rows = renio_eval.arith_rows(300, split="test")
+    for row in rows:
+        words = row["problem"].split()
+        results = [str(eval(f"{words[i + 1]}{words[i + 2]}") % 10) for i in range(0, len(words), 3)]
+        assert row["answer"] == "".join(results)
+        assert renio_eval.grade_math(row["solution"], row["answer"])
+    assert not {row["problem"] for row in rows} & {row["problem"] for row in renio_eval.arith_rows(3000)}
+
+
+def test_rows_with_gaps_never_show_a_gap():
+    gaps = renio_eval.operation_gaps()
+    assert len(gaps) == 54
+    for row in renio_eval.arith_rows(300, gaps=True):
+        words = row["demonstration"].replace("wait", "").split()
+        assert not gaps & {(int(words[i + 1]), words[i + 2]) for i in range(0, words.index("\\boxed{"), 4)}
+
+
+def test_the_tokenizer_knows_every_word_and_gives_the_text_back(tokenizer):
+    for row in renio_eval.arith_rows(50, slips=0.5):
+        ids = tokenizer(row["demonstration"])["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids) == row["demonstration"]
+
+
+# --- flags ------------------------------------------------------------------------------------------------------------
+
+def test_explicit_flags_win_over_variant_and_variant_over_scale(config):
+    flags = config("--scale", "paper", "--method", "opsd", "--variant", "official", "--top_k", 7)
+    assert (flags.learning_rate, flags.prefix_tokens, flags.lora_r, flags.temperature) == (5e-6, 1024, 64, 1.1)
+    assert (flags.entry_clip, flags.top_p, flags.top_k, flags.teacher_mode) == (0.05, 0.95, 7, "initial")
+    assert config("--method", "sft").learning_rate == 3e-3
+    assert config("--scale", "paper").teacher == "Qwen/Qwen3-8B"
+
+
+@pytest.mark.parametrize("words, message", [
+    ("--learning_rat 1", "unrecognized arguments: --learning_rat"),
+    ("--method ppo", "invalid choice: 'ppo'"),
+    ("--method opd", "--teacher None with --teacher_mode separate"),
+    ("--method opsd --teacher x", "--teacher x with --teacher_mode initial"),
+    ("--method opd --teacher_mode initial", "--method opd --teacher_mode initial: without the solution"),
+    ("--method sft --weighting renio", "--weighting: sft"),
+    ("--method sft --teacher x", "--teacher, --teacher_mode: not used by sft"),
+    ("--method opsd --privileged_share 0.5", "--privileged_share: only for --method sft"),
+    ("--method opsd --entry_clip 0.1", "--entry_clip 0.1 and --entry_clip_mode none"),
+    ("--method opsd --entry_clip_mode opsd", "--entry_clip None and --entry_clip_mode opsd"),
+    ("--method opsd --weight_norm clamp", "--weight_norm clamp: only with --variant official"),
+    ("--method opsd --variant official --log_ratio_clip_min 0", "no lower clip"),
+    ("--method opsd --log_ratio_clip_min 4", "--log_ratio_clip_min 4.0: must be below"),
+    ("--method opsd --batch_size 0", "--batch_size 0: must be at least 1"),
+    ("--method opsd --temperature 0", "--temperature 0.0: must be positive"),
+    ("--method opsd --temperature nan", "--temperature nan: must be positive"),
+    ("--method opsd --top_p 0", r"--top_p 0.0: must lie in \(0, 1\]"),
+    ("--method opsd --beta 2", r"--beta 2.0: must lie in \[0, 1\]"),
+    ("--method opsd --top_k -1", "--top_k -1: must not be negative"),
+    ("--method opsd --schedule_steps 10", "--schedule_steps 10: the learning rate would be 0"),
+    ("--method opsd --model init:huge", "--model init:huge: known are init:micro"),
+    ("--method opsd --model nowhere", "no tokenizer in nowhere"),
+    ("--method opsd --device cuda", "--device cuda: this machine has no CUDA device"),
+    ("--method opsd --lora_r 4 --lora_targets x_proj", "--lora_targets x_proj"),
+    ("--method opsd --dataset rows.jsonl", "rows.jsonl: no such file"),
+])
+def test_each_mistake_ends_with_one_line_that_names_the_flag(tmp_path, words, message):
+    if "--device cuda" in words and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(SystemExit, match=message) as error:
+        renio.main(["--output_dir", str(tmp_path / "run"), *words.split()])
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_in_use_and_changed_settings_are_refused(tmp_path, micro_model):
+    words = ["--output_dir", str(tmp_path), "--method", "opsd", "--model", str(micro_model), "--max_steps", "1",
+             "--batch_size", "2"]
+    renio.main(words)
+    with pytest.raises(SystemExit, match="holds a run already"):
+        renio.main(words)
+    with pytest.raises(SystemExit, match=r"other settings: --beta 0.0 \(now 0.5\)"):
+        renio.main([*words, "--resume", "--beta", "0.5"])
+
+
+def test_an_output_folder_is_required():
+    with pytest.raises(SystemExit, match="--output_dir: required"):
+        renio.main(["--method", "opsd"])
