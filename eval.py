@@ -171,13 +171,13 @@ def load_tokenizer(name):
 
 
 def read_table(source, split="train"):
-    """Rows (dicts) of a local .json, .jsonl or .parquet file, or of a data set on the hub."""
+    """Rows (dicts) of a local .json, .jsonl or .parquet file, or of a data set on the hub (name or name:config)."""
     path = Path(source)
     if path.suffix not in (".json", ".jsonl", ".parquet"):
         import datasets
 
         try:
-            return list(datasets.load_dataset(source, split=split))
+            return list(datasets.load_dataset(*source.split(":"), split=split))
         except Exception as error:  # the hub's client raises many kinds; all of them mean the same to the user
             raise UserError(f"{source} is neither a local .json, .jsonl or .parquet file nor a data set that the hub "
                             f"gives: {str(error).splitlines()[0]}") from None
@@ -225,7 +225,7 @@ def read_problems(source, split="train", need_solution=False):
         solution = raw.get("solution")
         if solution is None and isinstance(answer, str) and "####" in answer:
             solution, answer = answer, None
-        if solution is not None and answer is None:
+        if isinstance(solution, str) and answer is None:
             answer = solution.rpartition("####")[2].strip() if "####" in solution else extract_boxed(solution)
         for name, value in (("problem (or question, prompt)", problem), ("solution", solution)):
             needed = need_solution or not name.startswith("solution")
@@ -245,7 +245,7 @@ BENCHMARKS = {  # name -> hub name, split, file name in --data_dir
     "amc23": ("math-ai/amc23", "test", "amc23.jsonl"),
     "math500": ("HuggingFaceH4/MATH-500", "test", "math_500.jsonl"),
     "minerva": ("math-ai/minervamath", "test", "minervamath.jsonl"),
-    "gsm8k": ("openai/gsm8k", "test", "gsm8k_test.jsonl"),
+    "gsm8k": ("openai/gsm8k:main", "test", "gsm8k_test.jsonl"),
 }
 
 
@@ -401,11 +401,11 @@ def pass_at_k(n, c, k):
 
 
 def bootstrap_interval(values, resamples=10_000, level=0.95):
-    """Percentile interval of the mean of `values` (one a problem) under resampling of problems."""
-    values = np.asarray(values, dtype=float)
+    """Percentile interval of the mean of `values`, one a problem or (seeds, problems), under resampling of both axes."""
+    values = np.atleast_2d(np.asarray(values, dtype=float))  # (S, P)
     rng = np.random.default_rng(0)
-    means = np.concatenate([values[rng.integers(0, len(values), (500, len(values)))].mean(axis=1)
-                            for _ in range(resamples // 500)])
+    seeds, problems = (rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n for n in values.shape)
+    means = ((seeds @ values) * problems).sum(axis=1)
     return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
 
 
@@ -673,14 +673,18 @@ def report(folder):
 
 
 def results_of(runs, benchmark, decoding, label):
-    """The results of one method, a training seed each, and the mean score of each problem over them."""
-    found = [(run, r) for run in runs for r in run["results"]
-             if (run["label"], r["benchmark"], r["decoding"]) == (label, benchmark, decoding)]
-    checksums = {run["settings"]["checksums"][benchmark] for run, _ in found}
-    if len(checksums) > 1:
-        raise UserError(f"report: the runs of {label} on {benchmark} were scored on different problems")
-    scores = [[np.mean([a["right"] for a in p["answers"]]) for p in r["problems"]] for _, r in found]
-    return [r for _, r in found], np.mean(scores, axis=0) if scores else None, checksums
+    """The results of one method in the order of its training seeds, these seeds, and its scores (seeds, problems)."""
+    found = sorted(((run["train_seed"], i, r) for i, run in enumerate(runs) for r in run["results"]
+                    if (run["label"], r["benchmark"], r["decoding"]) == (label, benchmark, decoding)))
+    scores = [[np.mean([a["right"] for a in p["answers"]]) for p in r["problems"]] for _, _, r in found]
+    return [r for _, _, r in found], [seed for seed, _, _ in found], np.array(scores)
+
+
+def same_problems(runs, benchmark):
+    """Raise UserError unless all runs were scored on the same problems of the benchmark."""
+    by_checksum = {run["settings"]["checksums"][benchmark]: run["label"] for run in runs}
+    if len(by_checksum) > 1:
+        raise UserError(f"report: {' and '.join(by_checksum.values())} were scored on different problems of {benchmark}")
 
 
 def percent(value, interval=None, sign=""):
@@ -690,6 +694,7 @@ def percent(value, interval=None, sign=""):
 
 def score_table(benchmark, labels, runs):
     shown = [run for run in runs if any(r["benchmark"] == benchmark for r in run["results"])]
+    same_problems(shown, benchmark)
     settings = shown[0]["settings"]
     seeds = sorted({run["train_seed"] for run in shown})
     decodings = [d for d in ("sampled", "greedy") if any(r["decoding"] == d for run in shown for r in run["results"])]
@@ -703,22 +708,21 @@ def score_table(benchmark, labels, runs):
     for label in labels:
         row = [label, "0"]
         for decoding in decodings:
-            results, score, checksums = results_of(shown, benchmark, decoding, label)
-            _, base, base_checksums = results_of(shown, benchmark, decoding, "base")
-            if score is None:
+            results, own_seeds, scores = results_of(shown, benchmark, decoding, label)
+            _, base_seeds, base = results_of(shown, benchmark, decoding, "base")
+            if not results:
                 row += ["", "", ""]
                 continue
             row[1] = str(len(results))
-            row.append(percent(score.mean(), bootstrap_interval(score)))
-            if base is None or label == "base":
-                row.append("")
-            elif checksums != base_checksums:
-                raise UserError(f"report: {label} and base were scored on different problems of {benchmark}")
+            row.append(percent(scores.mean(), bootstrap_interval(scores)))
+            if len(base) and label != "base":  # paired by problem, and by seed where both have the same ones
+                difference = scores - (base if base_seeds == own_seeds else base.mean(axis=0))
+                row.append(percent(difference.mean(), bootstrap_interval(difference), "+"))
             else:
-                row.append(percent((score - base).mean(), bootstrap_interval(score - base), "+"))
+                row.append("")
             row.append(f"{100 * np.std([r['avg'] for r in results], ddof=1):.1f}" if len(results) > 1 else "")
-        results, score, _ = results_of(shown, benchmark, decodings[0], label)
-        if score is None:
+        results, _, _ = results_of(shown, benchmark, decodings[0], label)
+        if not results:
             continue
         mean = {key: float(np.mean([r[key] for r in results]))
                 for key in ("majority", "length", "truncation_rate", "format_rate", "markers", f"pass@{results[0]['n']}")}
@@ -733,10 +737,10 @@ def score_table(benchmark, labels, runs):
             f"{problems} problems (checksum {settings['checksums'][benchmark]}); training seeds "
             f"{', '.join(map(str, seeds))}; sampled: temperature {settings['temperature']:g}, top-p "
             f"{settings['top_p']:g}, top-k {settings['top_k'] or 'off'}, at most {settings['max_new_tokens']} new tokens, "
-            f"thinking {'on' if settings['thinking'] else 'off'}. Scores in percent; in brackets the 95 % interval by "
-            "bootstrap over problems of the mean over seeds, for differences paired by problem. It holds for these "
-            "training runs; how much another seed would move them, the sd over seeds tells. Every run is scored at its "
-            "last step. All columns behind the scores are of the first decoding shown. Paper: published Avg@12 of "
+            f"thinking {'on' if settings['thinking'] else 'off'}. Scores in percent, means over seeds; in brackets the 95 % "
+            "interval by bootstrap over problems and, where there are several, training seeds; differences are paired. An "
+            "interval from one seed says nothing of how another seed would have ended. Every run is scored at its "
+            "last step. The columns from pass@k on are of the first decoding shown. Paper: published Avg@12 of "
             f"Qwen3-1.7B on {paper}, the best of four checkpoints; other models and problems than ours.", ""]
 
 
@@ -791,13 +795,13 @@ def plot_scores(folder, labels, runs):
         for decoding, marker, fill, shift in (("sampled", "o", "black", -0.14), ("greedy", "D", "white", 0.14)):
             places, means, low, high = [], [], [], []
             for place, label in enumerate(labels):
-                _, score, _ = results_of(runs, benchmark, decoding, label)
-                if score is not None:
-                    ends = bootstrap_interval(score)
+                _, _, scores = results_of(runs, benchmark, decoding, label)
+                if len(scores):
+                    ends = bootstrap_interval(scores)
                     places.append(place + shift)
-                    means.append(100 * score.mean())
-                    low.append(100 * (score.mean() - ends[0]))
-                    high.append(100 * (ends[1] - score.mean()))
+                    means.append(100 * scores.mean())
+                    low.append(100 * (scores.mean() - ends[0]))
+                    high.append(100 * (ends[1] - scores.mean()))
             if places:
                 axis.errorbar(means, places, xerr=[low, high], fmt=marker, color="black", markerfacecolor=fill,
                               capsize=3, label=decoding)

@@ -86,7 +86,12 @@ def test_the_bootstrap_interval_covers_the_mean_in_about_95_percent():
 
 
 def test_the_interval_of_a_constant_is_the_constant():
-    assert bootstrap_interval([0.25] * 30) == (0.25, 0.25)
+    assert bootstrap_interval([0.25] * 30) == pytest.approx((0.25, 0.25))
+
+
+def test_the_interval_counts_the_spread_over_seeds():
+    low, high = bootstrap_interval(np.repeat([[0.2], [0.5], [0.8]], 50, axis=1))
+    assert (low, high) == pytest.approx((0.2, 0.8))  # one of the three seeds drawn thrice has a chance of 1/27
 
 
 def test_area_under_the_curve_by_hand():
@@ -150,9 +155,10 @@ def test_the_report_shows_means_over_seeds_paired_differences_and_published_figu
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
             for line in text.splitlines() if line.startswith("|")}
     assert rows["base"][:3] == ["1", "50.0 [50.0, 50.0]", ""] and rows["base"][-1] == "36.89"
-    # opd: 75 and 100 percent; half of the problems 1.0, half 0.75; against base 0.375 on average
+    # opd: 75 and 100 percent, so 25 and 50 points over the base
     seeds, score, difference, spread = rows["opd"][:4]
-    assert seeds == "2" and score.startswith("87.5 [8") and difference.startswith("+37.5 [+3") and spread == "17.7"
+    assert seeds == "2" and score.startswith("87.5 [6") and score.endswith("100.0]") and spread == "17.7"
+    assert difference.startswith("+37.5 [+1") and difference.endswith("+50.0]")
     assert rows["opd"][-1] == "40.37"
     assert "20 problems (checksum same)" in text and "training seeds 0, 1" in text
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
@@ -161,7 +167,7 @@ def test_the_report_shows_means_over_seeds_paired_differences_and_published_figu
 def test_runs_on_different_problems_are_not_compared(tmp_path):
     write_run(tmp_path / "base", "base", 0, [1] * 20)
     write_run(tmp_path / "opd", "opd", 0, [1] * 20, problems="other")
-    with pytest.raises(SystemExit, match="opd and base were scored on different problems"):
+    with pytest.raises(SystemExit, match="base and opd were scored on different problems"):
         renio_eval.main(["report", str(tmp_path)])
 
 

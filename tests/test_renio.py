@@ -370,7 +370,7 @@ def test_explicit_flags_win_over_variant_and_variant_over_scale(config):
     flags = config("--scale", "paper", "--method", "opsd", "--variant", "official", "--top_k", 7)
     assert (flags.learning_rate, flags.prefix_tokens, flags.lora_r, flags.temperature) == (5e-6, 1024, 64, 1.1)
     assert (flags.entry_clip, flags.top_p, flags.top_k, flags.teacher_mode) == (0.05, 0.95, 7, "initial")
-    assert config("--method", "sft").learning_rate == 3e-3
+    assert config("--method", "sft").learning_rate == 1e-3
     assert config("--scale", "paper").teacher == "Qwen/Qwen3-8B"
 
 
