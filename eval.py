@@ -666,7 +666,7 @@ def report(folder):
                     key=lambda label: (LABEL_ORDER.index(label) if label in LABEL_ORDER else 99, label))
     lines = ["# Scores by method", ""]
     for benchmark in dict.fromkeys(r["benchmark"] for run in runs for r in run["results"]):
-        lines += score_table(benchmark, labels, runs)
+        lines += score_table(benchmark, labels, runs) + weighting_table(benchmark, labels, runs)
     lines += plot_scores(folder, labels, runs) + training_table(folder, labels)
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {folder / 'report.md'}")
@@ -692,6 +692,33 @@ def percent(value, interval=None, sign=""):
     return text + (f" [{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]" if interval else "")
 
 
+def paired_difference(ours, theirs):
+    """Difference of the means with its interval, as text; paired by problem, and by seed where both have the same ones.
+
+    ours, theirs: seeds and scores (seeds, problems) of the two methods; nothing where one has no run.
+    """
+    (seeds, scores), (other_seeds, other) = ours, theirs
+    if not len(scores) or not len(other):
+        return ""
+    difference = scores - (other if seeds == other_seeds else other.mean(axis=0))
+    return percent(difference.mean(), bootstrap_interval(difference), "+")
+
+
+def weighting_table(benchmark, labels, runs):
+    """Each method with ReNIO against the same method without."""
+    rows = []
+    for label in labels:
+        plain = label.removesuffix("+renio")
+        if plain != label:
+            rows.append([f"{label} − {plain}"] + [
+                paired_difference(*(results_of(runs, benchmark, decoding, name)[1:] for name in (label, plain)))
+                for decoding in ("sampled", "greedy")])
+    if not rows:
+        return []
+    return ["What the weighting adds, in points, with the paired 95 % interval:", "",
+            *markdown_table(["", "sampled", "greedy"], rows), ""]
+
+
 def score_table(benchmark, labels, runs):
     shown = [run for run in runs if any(r["benchmark"] == benchmark for r in run["results"])]
     same_problems(shown, benchmark)
@@ -715,11 +742,7 @@ def score_table(benchmark, labels, runs):
                 continue
             row[1] = str(len(results))
             row.append(percent(scores.mean(), bootstrap_interval(scores)))
-            if len(base) and label != "base":  # paired by problem, and by seed where both have the same ones
-                difference = scores - (base if base_seeds == own_seeds else base.mean(axis=0))
-                row.append(percent(difference.mean(), bootstrap_interval(difference), "+"))
-            else:
-                row.append("")
+            row.append("" if label == "base" else paired_difference((own_seeds, scores), (base_seeds, base)))
             row.append(f"{100 * np.std([r['avg'] for r in results], ddof=1):.1f}" if len(results) > 1 else "")
         results, _, _ = results_of(shown, benchmark, decodings[0], label)
         if not results:

@@ -150,6 +150,8 @@ def test_the_report_shows_means_over_seeds_paired_differences_and_published_figu
     write_run(tmp_path / "seed0" / "base", "base", 0, [1] * 20)
     write_run(tmp_path / "seed0" / "opd", "opd", 0, [2] * 10 + [1] * 10)
     write_run(tmp_path / "seed1" / "opd", "opd", 1, [2] * 20)
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed{seed}" / "opd+renio", "opd+renio", seed, [2] * 20)
     renio_eval.main(["report", str(tmp_path)])
     text = (tmp_path / "report.md").read_text()
     rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
@@ -160,6 +162,8 @@ def test_the_report_shows_means_over_seeds_paired_differences_and_published_figu
     assert seeds == "2" and score.startswith("87.5 [6") and score.endswith("100.0]") and spread == "17.7"
     assert difference.startswith("+37.5 [+1") and difference.endswith("+50.0]")
     assert rows["opd"][-1] == "40.37"
+    # opd+renio: 25 and 0 points over opd of the same seed
+    assert rows["opd+renio − opd"][0].startswith("+12.5 [+0.0") and rows["opd+renio − opd"][1] == ""
     assert "20 problems (checksum same)" in text and "training seeds 0, 1" in text
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
 
