@@ -34,7 +34,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal, NamedTuple, Optional
 
 import torch
 import torch.distributed as dist
@@ -238,7 +238,7 @@ def load_student(config, device, checkpoint=None):
 
 
 class Teacher:
-    """The teacher's logits on the student's completions, never with a gradient.
+    """What the teacher says of the student's completions, never with a gradient.
 
     separate: another model. initial: the student's first weights, which under LoRA is the student without its adapter
     and else a copy. ema: a copy that follows the trained weights. live: the student itself.
@@ -276,9 +276,10 @@ class Teacher:
             yield
 
     @torch.no_grad()
-    def logits(self, prompts, completions):
+    def hidden(self, prompts, completions):
+        """Hidden states (N, D') at the positions that predict the completions' tokens, and the head for them."""
         with self.weights():
-            return completion_logits(self.model, prompts, completions)[0]
+            return completion_hidden(self.model, prompts, completions)[0], Head.of(self.model)
 
     @torch.no_grad()
     def follow(self):
@@ -297,19 +298,43 @@ def check_same_vocabulary(student_tokenizer, teacher_tokenizer):
                         f"different vocabularies: {token!r} is {theirs.get(token)} and {ours.get(token)}")
 
 
-def completion_logits(model, prompts, completions):
-    """Logits (B, T, V) that predict the tokens of each completion, with their ids (B, T) and mask (B, T).
+class Head(NamedTuple):
+    """The output layer of a language model: logits = hidden @ weight.T + bias."""
 
-    Prompts are padded on the left and completions on the right, with position ids from the mask, as in `sample`.
+    weight: torch.Tensor  # (V, D)
+    bias: Optional[torch.Tensor]  # (V,)
+
+    @classmethod
+    def of(cls, model):
+        """The head of a model as it is now. Raises UserError for a head that does more than multiply and add."""
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier"):
+            if getattr(model.config, name, None) not in (None, 1, 1.0):
+                raise UserError(f"{model.config.model_type} changes its logits after the head ({name}), which the loss "
+                                "does not do; use another model")
+        layer = model.get_output_embeddings()
+        if type(layer) is not torch.nn.Linear:
+            raise UserError(f"the head is a {type(layer).__name__}, not a plain linear layer; leave it out of "
+                            "--lora_targets")
+        # under Teacher.weights the parameters hold other data for a while; without a gradient, keep that data
+        return cls(layer.weight, layer.bias) if torch.is_grad_enabled() else cls(
+            layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
+
+
+def completion_hidden(model, prompts, completions):
+    """Hidden states (N, D) at the positions that predict the completions' tokens, row after row, and the tokens (N,).
+
+    Prompts are padded on the left and completions on the right, with position ids from the mask, as in `sample`. Only
+    these N positions go on to the head, whose output for the prompts and the padding nobody needs.
     """
     device = next(model.parameters()).device
     left, left_mask = pad(prompts, "left", device=device)  # (B, P)
     right, right_mask = pad(completions, "right", device=device)  # (B, T)
     mask = torch.cat([left_mask, right_mask], 1)
-    logits = model(input_ids=torch.cat([left, right], 1), attention_mask=mask,
-                   position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False,
-                   logits_to_keep=right.shape[1] + 1).logits
-    return logits[:, :-1], right, right_mask  # position t - 1 predicts token t
+    causal_model = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft adapts it in place
+    hidden = causal_model.get_decoder()(input_ids=torch.cat([left, right], 1), attention_mask=mask, use_cache=False,
+                                        position_ids=(mask.cumsum(1) - 1).clamp(min=0)).last_hidden_state  # (B, P+T, D)
+    predicting = hidden[:, left.shape[1] - 1 : -1]  # (B, T, D), position t - 1 predicts token t
+    return predicting[right_mask], right[right_mask]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -398,6 +423,134 @@ def token_divergence(student_logits, teacher_logits, beta=0.0, temperature=1.0, 
     if entry_clip is not None:
         terms = terms.clamp(min=0.0 if clip_mode == "official" else None, max=entry_clip)
     return terms.sum(-1)  # (B, T)
+
+
+class TokenDivergence(NamedTuple):
+    """What `fused_divergence` says of each token, (N,) each, in nats; only the divergence is differentiable."""
+
+    divergence: torch.Tensor
+    student_logprob: torch.Tensor
+    teacher_logprob: torch.Tensor
+    teacher_entropy: torch.Tensor
+
+
+def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head, tokens, beta=0.0, temperature=1.0,
+                     entry_clip=None, clip_mode="none", chunk=64, student_bias=None, teacher_bias=None):
+    """`token_divergence` of the models' last hidden states, without ever holding more than chunk x V logits.
+
+    student_hidden: (N, D), teacher_hidden: (N, D'), at the positions that predict `tokens`, (N,).
+    student_head: (V, D), teacher_head: (V', D'), with biases (V,) and (V',) where the heads have them; a vocabulary
+        padded beyond the other's is cut to it.
+    beta, temperature, entry_clip, clip_mode: as in `token_divergence`, of which this has the values and gradients.
+    chunk: rows whose logits are held at a time.
+    Returns a TokenDivergence, differentiable in student_hidden, student_head and student_bias.
+
+    Divergences meet only a linear weighting afterwards, so their gradient with respect to a row's hidden state can be
+    taken as soon as its chunk is there; backward multiplies it by the upstream factor of its token. Only a head that
+    trains costs a second pass over the chunks, since its gradient mixes rows whose factors are not known before.
+    """
+    width = min(len(student_head), len(teacher_head))
+    cut = [None if x is None else x[:width] for x in (student_head, teacher_head, student_bias, teacher_bias)]
+    return TokenDivergence(*_FusedDivergence.apply(student_hidden, teacher_hidden, *cut, tokens, beta, temperature,
+                                                   entry_clip, clip_mode, chunk))
+
+
+class _FusedDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, student_hidden, teacher_hidden, student_head, teacher_head, student_bias, teacher_bias, tokens,
+                *settings):
+        ctx.settings = settings
+        n = len(tokens)
+        columns = student_hidden.new_empty(4, n, dtype=_logit_dtype(student_hidden))
+        gradient = torch.empty_like(student_hidden)  # of each row's divergence with respect to its hidden state
+        inputs = student_hidden, teacher_hidden, student_head, teacher_head, student_bias, teacher_bias, tokens
+        for rows, column, logit_gradient in _chunks(*inputs, *settings):
+            columns[:, rows] = torch.stack(column)
+            torch.mm(logit_gradient.to(student_head.dtype), student_head, out=gradient[rows])
+        ctx.save_for_backward(*inputs, gradient)
+        divergence, *others = columns.unbind()
+        ctx.mark_non_differentiable(*others)
+        return divergence.clone(), *others
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        *inputs, gradient = ctx.saved_tensors
+        student_hidden, _, student_head, _, student_bias, *_ = inputs
+        needs_head, needs_bias = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
+        head_gradient = torch.zeros_like(student_head) if needs_head else None
+        bias_gradient = torch.zeros_like(student_bias) if needs_bias else None
+        if needs_head or needs_bias:
+            for rows, _, logit_gradient in _chunks(*inputs, *ctx.settings):
+                logit_gradient = logit_gradient.mul_(upstream[rows, None]).to(student_head.dtype)
+                if needs_head:
+                    head_gradient.addmm_(logit_gradient.T, student_hidden[rows])
+                if needs_bias:
+                    bias_gradient += logit_gradient.sum(0)
+        hidden_gradient = gradient * upstream[:, None].to(gradient.dtype)
+        return hidden_gradient, None, head_gradient, None, bias_gradient, *[None] * 7
+
+
+def _logit_dtype(hidden):
+    return torch.promote_types(hidden.dtype, torch.float32)
+
+
+def _chunks(student_hidden, teacher_hidden, student_head, teacher_head, student_bias, teacher_bias, tokens, beta,
+            temperature, entry_clip, clip_mode, chunk):
+    """For each chunk of rows: the slice, the columns of a TokenDivergence, and the gradient of the rows' divergence with
+    respect to the student's logits (n, V), in a buffer that the next chunk overwrites."""
+    n, dtype = len(tokens), _logit_dtype(student_hidden)
+    buffers = student_hidden.new_empty(3, min(chunk, n), len(student_head), dtype=dtype)
+
+    def logits(hidden, head, bias, buffer):  # divided by the temperature
+        if head.dtype == dtype:
+            torch.mm(hidden, head.T, out=buffer)
+        else:
+            buffer.copy_(hidden @ head.T)
+        if bias is not None:
+            buffer += bias
+        return buffer.div_(temperature) if temperature != 1 else buffer
+
+    for start in range(0, n, chunk):
+        rows = slice(start, min(start + chunk, n))
+        s, t, p = buffers[:, : rows.stop - start]
+        logits(student_hidden[rows], student_head, student_bias, s)
+        logits(teacher_hidden[rows], teacher_head, teacher_bias, t)
+        if beta == 0 and entry_clip is None:
+            column = _forward_kl(s, t, p, tokens[rows])
+            gradient = s
+        else:
+            with torch.enable_grad():
+                leaf = s.detach().requires_grad_()
+                divergence = token_divergence(leaf[None], t[None], beta, 1.0, entry_clip, clip_mode)[0]
+                [gradient] = torch.autograd.grad(divergence.sum(), leaf)
+            column = (divergence.detach(), *(token_logprobs(x, tokens[rows], 1.0) for x in (s, t)), _entropy(t, p))
+        yield rows, column, gradient.div_(temperature)
+
+
+def _forward_kl(s, t, p, tokens):
+    """Columns of a TokenDivergence for forward KL, all work in place on (n, V) buffers.
+
+    s, t: logits of student and teacher; afterwards s holds p_S - p_T, the gradient with respect to the student's logits.
+    """
+    tokens = tokens[:, None]
+    entropy = _entropy(t, p)  # p is p_T from here on, t the log of it up to its normalizer
+    teacher_logprob = t.gather(1, tokens).squeeze(1)
+    s -= s.amax(1, keepdim=True)
+    cross, student_logprob = torch.bmm(p[:, None], s[:, :, None]).flatten(), s.gather(1, tokens).squeeze(1)
+    normalizer = s.exp_().sum(1)
+    log_normalizer = normalizer.log()
+    torch.addcdiv(p.neg_(), s, normalizer[:, None], out=s)
+    return log_normalizer - cross - entropy, student_logprob - log_normalizer, teacher_logprob, entropy
+
+
+def _entropy(t, p):
+    """Entropy (n,) of the distributions with logits t (n, V); afterwards t holds their logarithms and p themselves."""
+    t -= t.amax(1, keepdim=True)
+    torch.exp(t, out=p)
+    normalizer = p.sum(1)
+    t -= normalizer.log()[:, None]
+    p /= normalizer[:, None]
+    return -torch.bmm(p[:, None], t[:, :, None]).flatten()
 
 
 def sample_weights(student_logprobs, teacher_logprobs, mask, threshold, clip_max, clip_min=None, weight_temperature=1.0,
@@ -526,11 +679,12 @@ def sft_step(student, examples, tokenizer, config, devices, watch):
         texts = [example.row.get("demonstration") or example.row["solution"] for example in micro]
         targets = [ids[: config.prefix_tokens] + [tokenizer.eos_token_id][: config.prefix_tokens - len(ids)]
                    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        logits, tokens, mask = completion_logits(student, [example.student_prompt for example in micro], targets)
-        losses = -token_logprobs(logits, tokens, 1.0).masked_fill(~mask, 0.0).sum(1)  # (b,)
+        hidden, tokens = completion_hidden(student, [example.student_prompt for example in micro], targets)
+        logits = torch.nn.functional.linear(hidden, *Head.of(student))  # (N, V)
+        losses = -token_logprobs(logits, tokens, 1.0)  # (N,)
         losses.sum().backward()
-        total += mask.sum()
-        records += [dict(loss=loss, length=len(target)) for loss, target in zip(losses.tolist(), targets)]
+        total += len(tokens)
+        records += [dict(loss=loss.sum().item(), length=len(loss)) for loss in losses.split([len(t) for t in targets])]
     watch.lap("student")
     return total, records
 
@@ -563,16 +717,18 @@ def distillation_step(student, teacher, examples, completions, eos_ids, config, 
     records = []
     for start in range(0, len(examples), config.micro_batch_size):
         span = slice(start, start + config.micro_batch_size)
-        teacher_logits = teacher.logits([example.teacher_prompt for example in examples[span]], completions[span])
+        teacher_hidden, teacher_head = teacher.hidden([example.teacher_prompt for example in examples[span]],
+                                                      completions[span])  # (N, D')
         watch.lap("teacher")
-        student_logits, tokens, mask = completion_logits(student, prompts[span], completions[span])  # (b, T, V)
-        width = min(student_logits.shape[-1], teacher_logits.shape[-1])  # a padded vocabulary is cut
-        student_logits, teacher_logits = student_logits[..., :width].float(), teacher_logits[..., :width].float()
-        divergence = token_divergence(student_logits, teacher_logits, config.beta, config.temperature,
-                                      config.entry_clip, config.entry_clip_mode).masked_fill(~mask, 0.0)  # (b, T)
-        student_logprobs = token_logprobs(student_logits.detach(), tokens, config.temperature)  # (b, T)
-        teacher_logprobs = token_logprobs(teacher_logits, tokens, config.temperature)
-        lengths = mask.sum(1)  # (b,)
+        hidden, tokens = completion_hidden(student, prompts[span], completions[span])  # (N, D), (N,)
+        head = Head.of(student)
+        token = fused_divergence(hidden, teacher_hidden, head.weight, teacher_head.weight, tokens, config.beta,
+                                 config.temperature, config.entry_clip, config.entry_clip_mode,
+                                 student_bias=head.bias, teacher_bias=teacher_head.bias)
+        lengths = torch.tensor([len(completion) for completion in completions[span]], device=tokens.device)  # (b,)
+        mask = torch.arange(lengths.max(), device=tokens.device) < lengths[:, None]  # (b, T)
+        divergence, student_logprobs, teacher_logprobs, _ = (  # (b, T) each
+            torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in token)
         losses = divergence.sum(1) / (lengths if config.token_reduction == "mean" else 1)  # D, Eq. 2, (b,)
         renio = sample_weights(student_logprobs, teacher_logprobs, mask, config.threshold, config.log_ratio_clip,
                                config.log_ratio_clip_min, config.weight_temperature, norm, config.variant)  # (b,)

@@ -61,3 +61,19 @@ def graded_step(student, teacher, examples, completions, eos_ids, config):
     """distillation_step on one device, without its clock."""
     return renio.distillation_step(student, teacher, examples, completions, eos_ids, config, renio.Devices("cpu"),
                                    renio.Stopwatch("cpu"))
+
+
+def completion_logits(model, prompts, completions):
+    """Logits (B, T, V) on the completions, their ids (B, T) and mask (B, T), by a plain forward of each row alone."""
+    ids, mask = renio_eval.pad(completions, "right")
+    rows = []
+    for prompt, completion in zip(prompts, completions):
+        logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        rows.append(torch.nn.functional.pad(logits, (0, 0, 0, ids.shape[1] - len(completion))))
+    return torch.stack(rows), ids, mask
+
+
+@torch.no_grad()
+def teacher_logits(teacher, prompts, completions):
+    with teacher.weights():
+        return completion_logits(teacher.model, prompts, completions)[0]

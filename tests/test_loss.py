@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from renio import sample_weights, token_divergence, token_logprobs
+from renio import fused_divergence, sample_weights, token_divergence, token_logprobs
 
 
 def random_logits(*shape, seed=0):
@@ -86,6 +86,72 @@ def test_temperature_is_a_division_of_both_logits():
     torch.testing.assert_close(token_divergence(student, teacher, 0.5, 1.3),
                                token_divergence(student / 1.3, teacher / 1.3, 0.5))
 
+
+# --- the fused divergence ---------------------------------------------------------------------------------------------
+
+SETTINGS = [dict(beta=0), dict(beta=0, temperature=1.3), dict(beta=0.3), dict(beta=1, temperature=0.8),
+            dict(beta=0, entry_clip=0.05, clip_mode="official"), dict(beta=0, entry_clip=0.05, clip_mode="opsd"),
+            dict(beta=0.5, entry_clip=0.02, clip_mode="official"), dict(beta=1, entry_clip=0.05, clip_mode="opsd")]
+
+
+def heads_and_hidden(biases=False, padded=0, dtype=torch.float64):
+    """Student (N, D) and teacher (N, D') hidden states, their heads, tokens, biases; `padded` more teacher words."""
+    draw = torch.Generator().manual_seed(4)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=draw, dtype=torch.float64).to(dtype)
+
+    tensors = [normal(23, 6), normal(23, 9), normal(31, 6), normal(31 + padded, 9)]
+    tokens = torch.randint(31, (23,), generator=draw)
+    return tensors, tokens, [normal(31), normal(31 + padded)] if biases else [None, None]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("biases, padded", [(False, 0), (True, 5)])
+def test_the_fused_divergence_has_the_values_and_gradients_of_the_plain_one(settings, chunk, biases, padded):
+    (hidden, teacher_hidden, head, teacher_head), tokens, (bias, teacher_bias) = heads_and_hidden(biases, padded)
+    trained = [x.requires_grad_() for x in (hidden, head, bias) if x is not None]
+    factors = torch.linspace(-1, 2, 23, dtype=torch.float64)  # what the weighting makes of the tokens
+
+    student_logits = torch.nn.functional.linear(hidden, head, bias)
+    teacher_logits = torch.nn.functional.linear(teacher_hidden, teacher_head, teacher_bias)[:, :31]
+    temperature = settings.get("temperature", 1.0)
+    plain = token_divergence(student_logits[None], teacher_logits[None], **settings)[0]
+    log_t = (teacher_logits / temperature).log_softmax(-1)
+    expected = (plain, token_logprobs(student_logits, tokens, temperature),
+                token_logprobs(teacher_logits, tokens, temperature), -(log_t.exp() * log_t).sum(-1))
+    expected_gradients = torch.autograd.grad(plain @ factors, trained)
+
+    fused = fused_divergence(hidden, teacher_hidden, head, teacher_head, tokens, **settings, chunk=chunk,
+                             student_bias=bias, teacher_bias=teacher_bias)
+    for ours, theirs in zip(fused, expected):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-10, atol=1e-12, check_stride=False)
+    for ours, theirs in zip(torch.autograd.grad(fused.divergence @ factors, trained), expected_gradients):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_fused_divergence_computes_in_float32_for_bfloat16_weights():
+    (hidden, teacher_hidden, head, teacher_head), tokens, _ = heads_and_hidden(dtype=torch.bfloat16)
+    hidden.requires_grad_()
+    fused = fused_divergence(hidden, teacher_hidden, head, teacher_head, tokens)
+    assert fused.divergence.dtype == torch.float32
+    plain = token_divergence((hidden @ head.T).float()[None], (teacher_hidden @ teacher_head.T).float()[None])[0]
+    torch.testing.assert_close(fused.divergence, plain)
+    [ours], [theirs] = (torch.autograd.grad(x.sum(), hidden) for x in (fused.divergence, plain))
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)
+
+
+def test_extreme_logits_stay_finite():
+    (hidden, teacher_hidden, head, teacher_head), tokens, _ = heads_and_hidden(dtype=torch.float32)
+    hidden = (1000 * hidden).requires_grad_()
+    for beta in (0.0, 0.5, 1.0):
+        fused = fused_divergence(hidden, 1000 * teacher_hidden, head, teacher_head, tokens, beta)
+        fused.divergence.sum().backward()
+        assert all(column.isfinite().all() for column in fused) and hidden.grad.isfinite().all()
+
+
+# --- the weights ------------------------------------------------------------------------------------------------------
 
 def log_ratios(*rows):
     """Student and teacher log-probabilities with these differences, and a mask that is true on all of them."""
