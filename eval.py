@@ -65,7 +65,7 @@ def operation_gaps(share=0.2):
     return set(random.Random("gaps").sample(pairs, round(share * len(pairs))))
 
 
-def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.03, rechecks=0.05):
+def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015, rechecks=0.05):
     """n problems of the arithmetic world, as dicts of problem, solution, answer and demonstration.
 
     split: "train" or "test"; rows of the two come from disjoint seeds.

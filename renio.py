@@ -119,7 +119,7 @@ class Config:
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
              prefix_tokens=40, temperature=1.0, micro_batch_size=32, learning_rate=3e-4, max_steps=50, max_prompt_tokens=256)
 SCALES = {  # what differs from the paper's settings, the defaults above
-    "micro": {"sft": MICRO | dict(learning_rate=1e-3, max_steps=800, schedule_steps=800, warmup_steps=50,
+    "micro": {"sft": MICRO | dict(learning_rate=1e-3, max_steps=1000, schedule_steps=1000, warmup_steps=50,
                                   save_steps=200, max_grad_norm=1.0, token_reduction="mean"),
               "opd": MICRO, "opsd": MICRO},
     "small": dict.fromkeys(("sft", "opd", "opsd"), dict(

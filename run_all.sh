@@ -110,7 +110,7 @@ base() { # at micro scale the student is trained here, on problems that leave ou
 }
 
 teacher() {
-  [ "$SCALE" != micro ] || train teacher --method sft --model init:micro-teacher --max_steps 600 --schedule_steps 600
+  [ "$SCALE" != micro ] || train teacher --method sft --model init:micro-teacher --max_steps 800 --schedule_steps 800
   score teacher teacher --model "$TEACHER"
 }
 
