@@ -811,16 +811,18 @@ def newest_checkpoint(output_dir):
 
 
 def open_output(config):
-    """Make output_dir with config.json, or check that it holds a run of the same settings; the checkpoint to go on
-    from, or None."""
+    """Make output_dir with config.json, or check that the run in it has the same settings.
+
+    Returns the checkpoint to go on from, or None.
+    """
     output_dir = Path(config.output_dir)
     settings = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "resume", "device")}
     path = output_dir / "config.json"
-    if path.exists():
+    if path.exists() and (output_dir / "metrics.jsonl").exists():  # without it no step was made
         if not config.resume:
             raise UserError(f"--output_dir {output_dir}: holds a run already; pass --resume to go on with it, or name "
                             "another folder")
-        old = json.loads(path.read_text())["flags"]
+        old = json.loads(path.read_text(encoding="utf-8"))["flags"]
         changed = sorted(k for k in settings if old.get(k) != settings[k])
         if changed:
             raise UserError(f"--resume: {output_dir} was made with other settings: "
@@ -861,8 +863,8 @@ def train(config, devices, draw=draw_rollouts, draws=1):
                                       draws * config.max_steps * config.batch_size)
     metrics_path = output_dir / "metrics.jsonl"
     if writes:
-        rows = metrics_path.read_text().splitlines(keepends=True) if metrics_path.exists() else []
-        metrics_path.write_text("".join(rows[:first]))  # rows of steps after the checkpoint are written again
+        rows = metrics_path.read_text(encoding="utf-8").splitlines(keepends=True) if metrics_path.exists() else []
+        metrics_path.write_text("".join(rows[:first]), encoding="utf-8")  # later rows are written again
         count = sum(p.numel() for p in trained)
         print(f"{config.method}: {count:,} trained weights, {config.max_steps} steps of {config.batch_size} from "
               f"{config.dataset}, {skipped} problems skipped as longer than {config.max_prompt_tokens} tokens"

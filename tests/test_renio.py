@@ -418,6 +418,14 @@ def test_a_folder_in_use_and_changed_settings_are_refused(tmp_path, micro_model)
         renio.main([*words, "--resume", "--beta", "0.5"])
 
 
+def test_a_mistake_found_while_loading_does_not_spoil_the_folder(tmp_path, micro_model):
+    words = ["--output_dir", str(tmp_path), "--method", "opsd", "--max_steps", "1", "--batch_size", "2", "--model"]
+    with pytest.raises(SystemExit, match="no tokenizer in nowhere"):
+        renio.main([*words, "nowhere"])
+    renio.main([*words, str(micro_model)])
+    assert json.loads((tmp_path / "config.json").read_text())["flags"]["model"] == str(micro_model)
+
+
 def test_an_output_folder_is_required():
     with pytest.raises(SystemExit, match="--output_dir: required"):
         renio.main(["--method", "opsd"])
