@@ -371,7 +371,9 @@ def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
     while len(examples) < needed:
         before = len(examples)
         rng.shuffle(rows)
-        for row in rows[: needed + skipped]:
+        for row in rows:
+            if len(examples) == needed:
+                break
             thinking = config.student_thinking
             if config.method == "sft" and config.task == "arith":
                 thinking = rng.random() < 0.5  # a micro model has to know both openings of its template
@@ -381,7 +383,7 @@ def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
                                                     privileged=config.method == "opsd")
             if max(len(example.student_prompt), len(example.teacher_prompt or ())) > config.max_prompt_tokens:
                 skipped += 1
-            elif len(examples) < needed:
+            else:
                 examples.append(example)
         if len(examples) == before:
             raise UserError(f"--dataset {config.dataset}: every prompt is longer than --max_prompt_tokens "
@@ -405,12 +407,7 @@ def token_divergence(student_logits, teacher_logits, beta=0.0, temperature=1.0, 
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"logits of different shapes: {tuple(student_logits.shape)}, {tuple(teacher_logits.shape)}")
-    if not 0 <= beta <= 1 or not temperature > 0:
-        raise ValueError(f"need beta in [0, 1] and temperature above 0, got {beta} and {temperature}")
-    if clip_mode not in ("none", "opsd", "official"):
-        raise ValueError(f"clip_mode {clip_mode!r}: known are none, opsd, official")
-    if entry_clip is not None and clip_mode == "none":
-        raise ValueError("entry_clip without a clip_mode (opsd or official)")
+    _check_divergence(beta, temperature, entry_clip, clip_mode)
     log_s = (student_logits / temperature).log_softmax(-1)  # (B, T, V)
     log_t = (teacher_logits / temperature).log_softmax(-1)  # (B, T, V)
     if beta == 0:
@@ -423,6 +420,15 @@ def token_divergence(student_logits, teacher_logits, beta=0.0, temperature=1.0, 
     if entry_clip is not None:
         terms = terms.clamp(min=0.0 if clip_mode == "official" else None, max=entry_clip)
     return terms.sum(-1)  # (B, T)
+
+
+def _check_divergence(beta, temperature, entry_clip, clip_mode):
+    if not 0 <= beta <= 1 or not temperature > 0:
+        raise ValueError(f"need beta in [0, 1] and temperature above 0, got {beta} and {temperature}")
+    if clip_mode not in ("none", "opsd", "official"):
+        raise ValueError(f"clip_mode {clip_mode!r}: known are none, opsd, official")
+    if entry_clip is not None and clip_mode == "none":
+        raise ValueError("entry_clip without a clip_mode (opsd or official)")
 
 
 class TokenDivergence(NamedTuple):
@@ -443,12 +449,14 @@ def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head,
         padded beyond the other's is cut to it.
     beta, temperature, entry_clip, clip_mode: as in `token_divergence`, of which this has the values and gradients.
     chunk: rows whose logits are held at a time.
-    Returns a TokenDivergence, differentiable in student_hidden, student_head and student_bias.
+    Returns a TokenDivergence, differentiable in student_hidden, student_head and student_bias. Raises ValueError for
+    arguments that `token_divergence` refuses.
 
     Divergences meet only a linear weighting afterwards, so their gradient with respect to a row's hidden state can be
     taken as soon as its chunk is there; backward multiplies it by the upstream factor of its token. Only a head that
     trains costs a second pass over the chunks, since its gradient mixes rows whose factors are not known before.
     """
+    _check_divergence(beta, temperature, entry_clip, clip_mode)
     width = min(len(student_head), len(teacher_head))
     cut = [None if x is None else x[:width] for x in (student_head, teacher_head, student_bias, teacher_bias)]
     return TokenDivergence(*_FusedDivergence.apply(student_hidden, teacher_hidden, *cut, tokens, beta, temperature,
