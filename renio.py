@@ -949,6 +949,8 @@ def main(argv=None):
         train(config, connect(config))
     except UserError as error:
         sys.exit(f"renio.py: {error}")
+    except torch.cuda.OutOfMemoryError as error:
+        sys.exit(f"renio.py: {str(error).splitlines()[0]} Lower --micro_batch_size, then --prefix_tokens")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -1,5 +1,6 @@
 """What several test files share: the project on the path, tiny models, and reference data where it is at hand."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -77,3 +78,15 @@ def completion_logits(model, prompts, completions):
 def teacher_logits(teacher, prompts, completions):
     with teacher.weights():
         return completion_logits(teacher.model, prompts, completions)[0]
+
+
+def write_run(folder, label, seed, right, problems=None):
+    """An eval.json of 20 problems x 2 samples, `right` of each problem's samples right."""
+    answers = [[dict(boxed="1", right=i < c, tokens=10, truncated=False, markers=0) for i in range(2)] for c in right]
+    result = dict(benchmark="arith", decoding="sampled", n=2, **renio_eval.summarize(answers),
+                  problems=[dict(problem=str(i), answers=a) for i, a in enumerate(answers)])
+    settings = dict(n=2, temperature=1.0, top_p=0.95, top_k=0, max_new_tokens=64, thinking=True,
+                    checksums=dict(arith=problems or "same"))
+    folder.mkdir(parents=True)
+    (folder / "eval.json").write_text(json.dumps(dict(label=label, train_seed=seed, settings=settings,
+                                                      results=[result])))

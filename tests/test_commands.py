@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from conftest import ROOT, examples_of
+from conftest import ROOT, examples_of, write_run
 
 import filter_experiments
 import renio
@@ -128,6 +128,36 @@ def test_run_all_names_its_targets_and_refuses_others():
         done = subprocess.run(["bash", "run_all.sh", *words], cwd=ROOT, capture_output=True, text=True,
                               env={**os.environ, **environment})
         assert done.returncode == 2 and "known" in done.stderr or "unknown" in done.stderr
+
+
+def run_all(out):
+    return subprocess.run(["bash", "run_all.sh"], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "SCALE": "micro", "OUT": str(out), "SEEDS": "3"})
+
+
+def test_finished_runs_are_skipped_and_reported(tmp_path):
+    labels = ["base", "teacher", "opd", "opsd", "opd+renio", "opsd+renio"]
+    for label in labels:
+        write_run(tmp_path / "seed3" / label, label, 3, [1] * 20)
+        (tmp_path / "seed3" / label / "final").mkdir()
+    write_run(tmp_path / "seed3" / "base-with-solution", "base with solution", 3, [2] * 20)
+    done = run_all(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is there: skipped") == 2 * len(labels) + 1 and "making" not in done.stdout
+    assert "| opsd+renio | 1 | 50.0" in (tmp_path / "report.md").read_text()
+
+
+def test_a_failed_run_stops_the_script_with_the_last_lines_of_its_log(tmp_path):
+    base = tmp_path / "seed3" / "base"
+    base.mkdir(parents=True)
+    (base / "metrics.jsonl").touch()
+    (base / "config.json").write_text(json.dumps(dict(flags=dict(method="opd"))))
+    write_run(tmp_path / "seed3" / "teacher", "teacher", 3, [1])
+    (tmp_path / "seed3" / "teacher" / "final").mkdir()
+    done = run_all(tmp_path)
+    assert done.returncode == 1
+    assert "last lines of" in done.stderr and "--method opd (now sft)" in done.stderr
+    assert not (tmp_path / "report.md").exists()
 
 
 # --- a real model -----------------------------------------------------------------------------------------------------

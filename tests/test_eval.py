@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import write_run
 
 import eval as renio_eval
 from eval import (UserError, area_under_curve, bootstrap_interval, count_markers, extract_boxed, grade_math,
@@ -133,18 +134,6 @@ def test_an_unknown_benchmark_lists_the_known_ones():
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
-
-def write_run(folder, label, seed, right, problems=None):
-    """An eval.json of 20 problems x 2 samples, `right` of each problem's samples right."""
-    answers = [[dict(boxed="1", right=i < c, tokens=10, truncated=False, markers=0) for i in range(2)] for c in right]
-    result = dict(benchmark="arith", decoding="sampled", n=2, **renio_eval.summarize(answers),
-                  problems=[dict(problem=str(i), answers=a) for i, a in enumerate(answers)])
-    settings = dict(n=2, temperature=1.0, top_p=0.95, top_k=0, max_new_tokens=64, thinking=True,
-                    checksums=dict(arith=problems or "same"))
-    folder.mkdir(parents=True)
-    (folder / "eval.json").write_text(json.dumps(dict(label=label, train_seed=seed, settings=settings,
-                                                      results=[result])))
-
 
 def test_the_report_shows_means_over_seeds_paired_differences_and_published_figures(tmp_path):
     write_run(tmp_path / "seed0" / "base", "base", 0, [1] * 20)

@@ -1,0 +1,201 @@
+"""Measure speed and memory, each as a ratio in one run. A command, no test: machines differ and are noisy.
+
+    python tests/bench.py loss                 # the fused divergence against full logits, V = 151,936
+    python tests/bench.py step                 # a step of OPSD on the micro model, against its floor
+    python tests/bench.py step --model DIR --prefix_tokens 64 --batch_size 4
+    python tests/bench.py import               # importing renio against importing torch and transformers
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def seconds(action, repeats):
+    """The fastest of some repeats, after one that is not counted: other processes only ever add time."""
+    action()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def in_own_process(*words):
+    """What a `bench.py` command of its own prints as JSON: memory peaks are those of a whole process."""
+    return json.loads(subprocess.run([sys.executable, __file__, *map(str, words)], capture_output=True, text=True,
+                                     check=True).stdout.splitlines()[-1])
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+def one_loss(kind, n, width, beta, train_head, threads, repeats):
+    """Seconds and extra peak memory of forward and backward for N tokens, plain or fused."""
+    import torch
+
+    from renio import fused_divergence, token_divergence, token_logprobs
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    vocabulary = 151_936
+    hidden, teacher_hidden = torch.randn(n, width), torch.randn(n, width)
+    head, teacher_head = (torch.randn(vocabulary, width) / width**0.5 for _ in range(2))
+    tokens = torch.randint(vocabulary, (n,))
+    hidden.requires_grad_()
+    head.requires_grad_(train_head)
+
+    def plain():
+        student, teacher = hidden @ head.T, teacher_hidden @ teacher_head.T
+        divergence = token_divergence(student[None], teacher[None], beta, 1.1)[0]
+        token_logprobs(student.detach(), tokens, 1.1), token_logprobs(teacher, tokens, 1.1)
+        divergence.sum().backward()
+
+    def fused():
+        fused_divergence(hidden, teacher_hidden, head, teacher_head, tokens, beta, 1.1).divergence.sum().backward()
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    took = seconds(plain if kind == "plain" else fused, repeats)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps(dict(seconds=took, gb=(after - before) * 1024 / 1e9)))
+
+
+def bench_loss(args):
+    print(f"{'N':>5} {'D':>4} {'beta':>4} {'head':>6}   {'plain':>7}  {'fused':>7}  ratio    {'plain':>6}  {'fused':>6}  ratio")
+    for n, width, beta, head in ((1024, 256, 0.0, 0), (1024, 512, 0.0, 0), (1024, 256, 0.5, 0), (1024, 256, 1.0, 0),
+                                 (1024, 256, 0.0, 1), (4096, 256, 0.0, 0)):
+        words = n, width, beta, head, args.threads, args.repeats
+        fused = in_own_process("one_loss", "fused", *words)
+        line = f"{n:>5} {width:>4} {beta:>4} {'trains' if head else 'frozen':>6}"
+        if n > 1024:  # the full logits would need a machine of another size
+            print(f"{line}            {fused['seconds']:6.2f} s                   {fused['gb']:5.2f} GB")
+            continue
+        plain = in_own_process("one_loss", "plain", *words)
+        print(f"{line}   {plain['seconds']:5.2f} s  {fused['seconds']:5.2f} s  {fused['seconds'] / plain['seconds']:.2f}"
+              f"   {plain['gb']:5.2f}  {fused['gb']:5.2f} GB  {fused['gb'] / plain['gb']:.2f}", flush=True)
+
+
+# --- a step -----------------------------------------------------------------------------------------------------------
+
+def bench_step(args):
+    import torch
+
+    import eval as renio_eval
+    import renio
+
+    torch.set_num_threads(args.threads)
+
+    def prepare(weighting, prefix_tokens):
+        words = ["--output_dir", "unused", "--method", "opsd", "--model", args.model, "--weighting", weighting,
+                 "--prefix_tokens", prefix_tokens, "--batch_size", args.batch_size, "--micro_batch_size",
+                 min(args.batch_size, 32), *(args.flags or [])]
+        config = renio.parse_config([str(word) for word in words])
+        student, tokenizer = renio.load_student(config, "cpu")
+        teacher = renio.Teacher(config, student, tokenizer, "cpu")
+        examples = renio.load_examples(config, tokenizer, tokenizer, config.batch_size)[0]
+        optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=0.0)
+        return config, student, teacher, tokenizer, examples, optimizer
+
+    def step(config, student, teacher, tokenizer, examples, optimizer):
+        devices, watch = renio.Devices("cpu"), renio.Stopwatch("cpu")
+        eos_ids = [-1]  # no answer ends, so that every step samples the same number of tokens
+        batch, completions, _ = renio.draw_rollouts(student, tokenizer, examples, 0, eos_ids, config, devices)
+        watch.lap("rollout")
+        renio.distillation_step(student, teacher, batch, completions, eos_ids, config, devices, watch)
+        optimizer.step()
+        optimizer.zero_grad()
+        watch.lap("optimizer")
+        return watch.seconds, completions
+
+    def floor(config, student, teacher, examples, completions):
+        """Seconds of the models' own work: decoding forwards, teacher forward, student forward and backward."""
+        prompts = [example.student_prompt for example in examples]
+        ids, mask = renio_eval.pad(prompts, "left")
+        took = {}
+        start = time.perf_counter()
+        with torch.inference_mode():
+            cache, positions, next_ids = None, (mask.cumsum(1) - 1).clamp(min=0), ids
+            for t in range(config.prefix_tokens):
+                out = student(input_ids=next_ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                              use_cache=True, logits_to_keep=1)
+                cache, next_ids = out.past_key_values, ids[:, :1]
+                positions, mask = positions[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
+        took["rollout"] = time.perf_counter() - start
+        for name in ("teacher", "student"):
+            start = time.perf_counter()
+            for at in range(0, len(prompts), config.micro_batch_size):
+                span = slice(at, at + config.micro_batch_size)
+                if name == "teacher":
+                    teacher.hidden([e.teacher_prompt for e in examples[span]], completions[span])
+                else:
+                    renio.completion_hidden(student, prompts[span], completions[span])[0].sum().backward()
+            took[name] = time.perf_counter() - start
+        for p in student.parameters():
+            p.grad = None
+        return took
+
+    def best(rows):
+        return {key: min(row[key] for row in rows) for key in rows[0]}
+
+    runs = {name: prepare(weighting, prefix) for name, weighting, prefix in (
+        ("ReNIO", "renio", args.prefix_tokens), ("no weighting", "none", args.prefix_tokens),
+        ("ReNIO, a quarter of the prefix", "renio", max(1, args.prefix_tokens // 4)))}
+    measured, floors = {name: [] for name in runs}, {name: [] for name in runs}
+    for repeat in range(args.repeats + 1):  # in turns, so that a slow minute of the machine hits all alike
+        for name, run in runs.items():
+            took, completions = step(*run)
+            config, student, teacher, _, examples, _ = run
+            bottom = floor(config, student, teacher, examples, completions)
+            if repeat:  # the first warms up
+                measured[name].append(took)
+                floors[name].append(bottom)
+    count = sum(p.numel() for p in runs["ReNIO"][1].parameters())
+    print(f"{args.model}: {count:,} weights, batch {args.batch_size}, {args.prefix_tokens} tokens, {args.threads} threads, "
+          f"fastest of {args.repeats}")
+    for name in runs:
+        took, bottom = best(measured[name]), best(floors[name])
+        total, least = sum(took.values()), sum(bottom.values())
+        print(f"{name}: {total:.3f} s a step = {total / least:.2f} x its floor of {least:.3f} s")
+        for phase, value in took.items():
+            print(f"    {phase:10} {value:.3f} s" + (f"   floor {bottom[phase]:.3f} s" if phase in bottom else ""))
+    whole = {name: sum(best(rows).values()) for name, rows in measured.items()}
+    print(f"ReNIO / no weighting: {whole['ReNIO'] / whole['no weighting']:.3f}")
+    print(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")
+
+
+# --- the import -------------------------------------------------------------------------------------------------------
+
+def bench_import(args):
+    def run(code):
+        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+    base = "import torch, transformers; from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM"
+    ours, theirs = seconds(lambda: run("import renio"), args.repeats), seconds(lambda: run(base), args.repeats)
+    print(f"import renio {ours:.2f} s, torch and what renio uses of transformers {theirs:.2f} s: {ours / theirs:.2f}")
+
+
+def main():
+    if sys.argv[1:2] == ["one_loss"]:
+        kind, n, width, beta, head, threads, repeats = sys.argv[2:]
+        return one_loss(kind, int(n), int(width), float(beta), head == "1", int(threads), int(repeats))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["loss", "step", "import"])
+    parser.add_argument("--model", default="init:micro")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--prefix_tokens", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, help="flags of renio.py, as the last words")
+    args = parser.parse_args()
+    {"loss": bench_loss, "step": bench_step, "import": bench_import}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
