@@ -545,6 +545,9 @@ def evaluate(args):
     partial = Path(f"{output}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     benchmarks = {name: load_benchmark(name, args.data_dir, args.limit) for name in args.benchmarks}
+    for name, rows in benchmarks.items():
+        if args.privileged and not all(row["solution"] for row in rows):
+            raise UserError(f"--privileged: {name} has no worked solutions to put in the prompt")
     settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "data_dir")}
     settings["checksums"] = {name: checksum(rows) for name, rows in benchmarks.items()}
     done = resume_partial(partial, settings)

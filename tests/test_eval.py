@@ -202,9 +202,11 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_
     ("--model x --output o --temperature 0", "greedy: --decoding greedy"),
     ("--model nowhere --output {0}/o.json", "no tokenizer in nowhere"),
     ("--model x --output {0}/o.json --benchmarks aime24 --data_dir {0}", "aime_2024.jsonl: no such file"),
+    ("--model x --output {0}/o.json --benchmarks amc23 --data_dir {0} --privileged", "amc23 has no worked solutions"),
     ("--model {1} --output {0}/o.json --adapter {0}", "no adapter_config.json in it"),
 ])
 def test_mistakes_end_with_one_line(tmp_path, micro_model, words, message):
+    (tmp_path / "amc23.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
     with pytest.raises(SystemExit, match=message) as error:
         renio_eval.main(words.format(tmp_path, micro_model).split())
     assert "\n" not in str(error.value)
