@@ -14,14 +14,11 @@ Everything else is renio.py's. As in the paper, correct-only also means easier p
 both arms on the same problems is left out so far.
 """
 
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
-import torch.distributed as dist
-
 from eval import UserError, sample
-from renio import Config, connect, flag, grade_rollout, parse_config, rollout_seed, train
+from renio import Config, flag, grade_rollout, main, rollout_seed, train
 
 
 @dataclass
@@ -62,18 +59,14 @@ def draw_filtered(student, tokenizer, examples, step, eos_ids, config, devices):
         "--max_draws or --prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
 
 
-def main(argv=None):
-    try:
-        config = parse_config(sys.argv[1:] if argv is None else argv, FilterConfig)
-        if config.method == "sft" or config.max_draws < 1:
-            raise UserError("need --method opd or opsd, and --max_draws from 1")
-        train(config, connect(config), draw_filtered, config.max_draws)
-    except UserError as error:
-        sys.exit(f"filter_experiments.py: {error}")
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+def study(config, devices):
+    """Train one arm."""
+    if config.method == "sft":
+        raise UserError("--method sft: the study is of opd and opsd")
+    if config.max_draws < 1:
+        raise UserError(f"--max_draws {config.max_draws}: must be at least 1")
+    train(config, devices, draw_filtered, config.max_draws)
 
 
 if __name__ == "__main__":
-    main()
+    main(kind=FilterConfig, run=study)

@@ -943,14 +943,16 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def main(argv=None):
+def main(argv=None, kind=Config, run=train):
+    """Parse the flags of `kind` and run; mistakes end with one line. filter_experiments.py comes through here too."""
+    script = Path(sys.argv[0]).name
     try:
-        config = parse_config(sys.argv[1:] if argv is None else argv)
-        train(config, connect(config))
+        config = parse_config(sys.argv[1:] if argv is None else argv, kind)
+        run(config, connect(config))
     except UserError as error:
-        sys.exit(f"renio.py: {error}")
+        sys.exit(f"{script}: {error}")
     except torch.cuda.OutOfMemoryError as error:
-        sys.exit(f"renio.py: {str(error).splitlines()[0]} Lower --micro_batch_size, then --prefix_tokens")
+        sys.exit(f"{script}: {str(error).splitlines()[0]} Lower --micro_batch_size, then --prefix_tokens")
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
