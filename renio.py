@@ -431,6 +431,9 @@ def _check_divergence(beta, temperature, entry_clip, clip_mode):
         raise ValueError("entry_clip without a clip_mode (opsd or official)")
 
 
+CHUNK = 64  # rows of logits held at a time: large enough for the matrix products, small beside the activations
+
+
 class TokenDivergence(NamedTuple):
     """What `fused_divergence` says of each token, (N,) each, in nats; only the divergence is differentiable."""
 
@@ -441,7 +444,7 @@ class TokenDivergence(NamedTuple):
 
 
 def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head, tokens, beta=0.0, temperature=1.0,
-                     entry_clip=None, clip_mode="none", chunk=64, student_bias=None, teacher_bias=None):
+                     entry_clip=None, clip_mode="none", chunk=CHUNK, student_bias=None, teacher_bias=None):
     """`token_divergence` of the models' last hidden states, without ever holding more than chunk x V logits.
 
     student_hidden: (N, D), teacher_hidden: (N, D'), at the positions that predict `tokens`, (N,).
@@ -879,7 +882,11 @@ def train(config, devices, draw=draw_rollouts, draws=1):
               + (f", going on after step {first}" if first else ""), flush=True)
         print(f"first student prompt: {tokenizer.decode(examples[0].student_prompt)!r}")
         if teacher:
-            print(f"first teacher prompt: {tokenizer.decode(examples[0].teacher_prompt)!r}", flush=True)
+            print(f"first teacher prompt: {tokenizer.decode(examples[0].teacher_prompt)!r}")
+        parts = predict_memory(config, devices, student, teacher, examples)
+        print(f"memory: about {sum(parts.values()):.2f} GB at the peak ("
+              + ", ".join(f"{part} {value:.2f}" for part, value in parts.items())
+              + f"); {devices.device} has {device_memory(devices.device):.0f} GB", flush=True)
     bar = tqdm(range(first, config.max_steps), initial=first, total=config.max_steps, disable=not writes,
                desc=config.method, mininterval=1.0)
     for step in bar:
@@ -934,6 +941,37 @@ def learning_rate(config, step):
     if config.schedule_steps:
         scale *= 1 - step / config.schedule_steps
     return config.learning_rate * scale
+
+
+def predict_memory(config, devices, student, teacher, examples):
+    """GB that a step will hold at its peak, by part, from the shapes of the models and the longest prompts."""
+    shape, width = student.config, getattr(torch, config.dtype).itemsize
+
+    def size(tensors):
+        return sum(t.numel() * t.element_size() for t in tensors) / 1e9
+
+    weights = [*student.parameters(), *(teacher.copy or [] if teacher else [])]
+    if teacher and teacher.model is not student:
+        weights += teacher.model.parameters()
+    tokens = config.prefix_tokens + max(max(len(e.student_prompt), len(e.teacher_prompt or ())) for e in examples)
+    layers, hidden = shape.num_hidden_layers, shape.hidden_size
+    layer = (10 * hidden + 4 * shape.intermediate_size) * width  # bytes a token that backward needs of one layer
+    kept = layers * hidden * width + layer if config.gradient_checkpointing else layers * layer
+    heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
+    head_size = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
+    rollouts = config.batch_size // devices.world if teacher else 0
+    return {"weights": size(weights),
+            "gradients and optimizer": 3 * size(p for p in student.parameters() if p.requires_grad),
+            "activations": config.micro_batch_size * tokens * kept / 1e9,
+            "logits": 3 * CHUNK * shape.vocab_size * 4 / 1e9,
+            "rollout cache": rollouts * tokens * layers * 2 * heads * head_size * width / 1e9}
+
+
+def device_memory(device):
+    """GB that the device has in all."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(device).total_memory / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 def peak_memory(device):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ import filter_experiments
 import renio
 from eval import UserError, load_model, load_tokenizer
 
-THREADS = dict(OMP_NUM_THREADS="1")
+# one thread a process, and for run_all.sh the environment that runs the tests as the active one
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,
+               "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
 
 def run(*words, **environment):
     done = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env={**os.environ, **THREADS, **environment})
+                          env={**ENVIRONMENT, **environment})
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -126,13 +129,13 @@ def test_run_all_names_its_targets_and_refuses_others():
         assert target in listed
     for words, environment in ((["nonsense"], {}), ([], dict(SCALE="huge"))):
         done = subprocess.run(["bash", "run_all.sh", *words], cwd=ROOT, capture_output=True, text=True,
-                              env={**os.environ, **environment})
+                              env={**ENVIRONMENT, **environment})
         assert done.returncode == 2 and "known" in done.stderr or "unknown" in done.stderr
 
 
 def run_all(out):
     return subprocess.run(["bash", "run_all.sh"], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "SCALE": "micro", "OUT": str(out), "SEEDS": "3"})
+                          env={**ENVIRONMENT, "SCALE": "micro", "OUT": str(out), "SEEDS": "3"})
 
 
 def test_finished_runs_are_skipped_and_reported(tmp_path):
