@@ -11,21 +11,25 @@ filter_experiments.py import it. torch and transformers are imported where a mod
 reporting start at once.
 
 The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 38,912 new tokens, thinking on,
-12 samples a problem; `--scale paper` sets it. Left out: the code benchmarks (HumanEval+, MBPP+) and vLLM.
+12 samples a problem; `--scale paper` sets it. Left out: the code benchmarks (HumanEval+, MBPP+).
 """
 
 import argparse
 import atexit
+import functools
 import hashlib
 import json
+import os
 import random
 import re
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from decimal import Decimal
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -432,8 +436,6 @@ def load_model(name, dtype="float32", device="cpu", adapter=None):
     import torch
     from transformers import AutoModelForCausalLM
 
-    if adapter and not (Path(adapter) / "adapter_config.json").exists():
-        raise UserError(f"--adapter {adapter}: no adapter_config.json in it")
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
     except (OSError, ValueError) as error:
@@ -528,6 +530,109 @@ def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, 
     return completions
 
 
+def need_vllm(flag):
+    """Raise UserError, naming the flag that asks for vLLM, where it is not installed."""
+    if find_spec("vllm") is None:
+        raise UserError(f"{flag} vllm: vLLM is not installed; pip install vllm==0.32.0 (without a GPU: see README.md)")
+
+
+class VllmSampler:
+    """Does through vLLM, in this process, what `sample` does; called with the same arguments but the model.
+
+    flag: the option that asks for vLLM, for errors. model: folder or hub name. dtype, device: as for load_model.
+    max_length: tokens of the longest prompt and its completion together, which must fit into the model's positions.
+    memory: share of the GPU's memory (on a CPU: of the machine's) for weights and cache of the engine.
+    lora_r: rank of the adapters to come, 0 for none.
+    Raises UserError where vLLM can't run the model so. Under torchrun each process has an engine on its own GPU.
+    The same seed gives the same completions, up to rounding, which are not those that `sample` draws with it.
+    """
+
+    running = None  # the engine of this process
+
+    def __init__(self, flag, model, dtype, device, max_length, memory, lora_r=0):
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must see the trainer's tensors
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        try:
+            from vllm import LLM
+            from vllm.platforms import current_platform
+
+            self.kind, local = current_platform.device_type, os.environ.get("LOCAL_RANK", "0")
+            if device not in (self.kind, f"{self.kind}:{local}"):
+                raise UserError(f"--device {device}: the vLLM installed here runs on {self.kind}:{local} only")
+            self.flag, self.adapters, self.adapter, self.folder = flag, 0, None, None
+            # with the executor of one process every rank would take GPU 0
+            backend = "external_launcher" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+            self.llm = LLM(model, dtype=dtype, max_model_len=max_length, gpu_memory_utilization=memory,
+                           skip_tokenizer_init=True, enforce_eager=self.kind == "cpu",  # compiling there takes minutes
+                           distributed_executor_backend=backend, **self.lora_settings(lora_r))
+            VllmSampler.running = self
+            self([[0]], 1, [])  # some models fail only here
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"{flag} vllm: it can't run {model} with --dtype {dtype}, --vllm_memory {memory} and "
+                            f"{max_length} tokens: {' '.join(str(error).split())}") from None
+        from transformers import GenerationConfig
+
+        self.generation_config = GenerationConfig(**self.llm.llm_engine.model_config.try_get_generation_config())
+
+    @classmethod
+    def close(cls):
+        """End the engine of this process, if there is one; it takes torch's process group with it."""
+        if cls.running:
+            cls.running.llm.llm_engine.engine_core.shutdown()
+            cls.running = None
+
+    @staticmethod
+    def lora_settings(lora_r):
+        from typing import get_args
+
+        from vllm.config.lora import MaxLoRARanks
+
+        if lora_r > max(get_args(MaxLoRARanks)):
+            raise UserError(f"--lora_r {lora_r}: vLLM takes adapters up to rank {max(get_args(MaxLoRARanks))}")
+        if not lora_r:
+            return {}
+        return dict(enable_lora=True, max_loras=1, max_lora_rank=min(r for r in get_args(MaxLoRARanks) if r >= lora_r))
+
+    def load(self, model):
+        """Sample from these weights from now on: those of a model, or the adapter of a peft model on the first ones."""
+        if hasattr(model, "peft_config"):
+            folder = tempfile.TemporaryDirectory()
+            model.save_pretrained(folder.name, save_embedding_layers=False)
+            self.load_adapter(folder.name)
+            if self.folder:
+                self.folder.cleanup()
+            self.folder = folder  # the engine reads it again whenever it has dropped the adapter
+        else:
+            weights = ((name, p.detach()) for name, p in model.named_parameters())
+            self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=weights))
+            if self.kind == "cpu":  # there a head tied to the embedding keeps a packed copy of its old weights
+                self.llm.apply_model(lambda m: m.lm_head.quant_method.process_weights_after_loading(m.lm_head))
+            self.llm.reset_prefix_cache()  # its keys and values are the old weights'
+
+    def load_adapter(self, folder):
+        """Sample with the peft adapter in this folder from now on. Raises UserError for one that vLLM can't take."""
+        from vllm.lora.request import LoRARequest
+
+        self.adapters += 1  # under an old name vLLM would go on with what it has cached
+        self.adapter = LoRARequest(f"adapter {self.adapters}", self.adapters, str(folder))
+        try:
+            self.llm.llm_engine.add_lora(self.adapter)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{self.flag} vllm: it can't take the adapter: {' '.join(str(error).split())}") from None
+
+    def __call__(self, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
+        from vllm import SamplingParams
+
+        rng = random.Random(seed)  # a seed for each prompt: with one for all, equal prompts would get equal completions
+        params = [SamplingParams(max_tokens=max_new_tokens, stop_token_ids=eos_ids, ignore_eos=True, detokenize=False,
+                                 temperature=temperature, top_p=top_p, top_k=top_k, seed=rng.getrandbits(63))
+                  for _ in prompts]
+        outputs = self.llm.generate([dict(prompt_token_ids=prompt) for prompt in prompts], params, use_tqdm=False,
+                                    lora_request=self.adapter)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The evaluation.
 
@@ -548,17 +653,28 @@ def evaluate(args):
     for name, rows in benchmarks.items():
         if args.privileged and not all(row["solution"] for row in rows):
             raise UserError(f"--privileged: {name} has no worked solutions to put in the prompt")
-    settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "data_dir")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "data_dir", "vllm_memory")}
     settings["checksums"] = {name: checksum(rows) for name, rows in benchmarks.items()}
     done = resume_partial(partial, settings)
     tokenizer = load_tokenizer(args.model)
-    model = load_model(args.model, args.dtype, args.device, args.adapter)
+    tasks = {name: "arith" if name == "arith" else "math" for name in benchmarks}
+    prompts_of = {name: [prompt_ids(tokenizer, tasks[name], row, args.thinking, args.privileged) for row in rows]
+                  for name, rows in benchmarks.items()}
+    if args.engine == "vllm":
+        longest = max(len(prompt) for prompts in prompts_of.values() for prompt in prompts)
+        lora_r = json.loads((Path(args.adapter) / "adapter_config.json").read_text())["r"] if args.adapter else 0
+        model = sampler = VllmSampler("--engine", args.model, args.dtype, args.device, longest + args.max_new_tokens,
+                                      args.vllm_memory, lora_r)
+        if args.adapter:
+            sampler.load_adapter(args.adapter)
+    else:
+        model = load_model(args.model, args.dtype, args.device, args.adapter)
+        sampler = functools.partial(sample, model)
     eos_ids = end_ids(model, tokenizer)
     results = []
     with partial.open("a", encoding="utf-8") as log:
         for name, rows in benchmarks.items():
-            task = "arith" if name == "arith" else "math"
-            prompts = [prompt_ids(tokenizer, task, row, args.thinking, args.privileged) for row in rows]
+            prompts = prompts_of[name]
             if not results:
                 print(f"first prompt of {name}: {tokenizer.decode(prompts[0])!r}", flush=True)
             for decoding in args.decoding:
@@ -572,9 +688,9 @@ def evaluate(args):
                     batch = order[start : start + args.batch_size]
                     if key not in done:
                         began = time.perf_counter()
-                        completions = sample(model, [prompts[p] for p in batch], args.max_new_tokens, eos_ids,
-                                             args.temperature if decoding == "sampled" else 0, args.top_p, args.top_k,
-                                             seed=args.seed * 1_000_000 + start)
+                        completions = sampler([prompts[p] for p in batch], args.max_new_tokens, eos_ids,
+                                              args.temperature if decoding == "sampled" else 0, args.top_p, args.top_k,
+                                              seed=args.seed * 1_000_000 + start)
                         graded = [grade_answer(tokenizer, c, rows[p]["answer"], eos_ids)
                                   for p, c in zip(batch, completions)]
                         done[key] = dict(answers=graded, seconds=time.perf_counter() - began)
@@ -869,6 +985,8 @@ def parse_args(argv):
     add("--thinking", action=argparse.BooleanOptionalAction, default=True, help="thinking mode of the chat template")
     add("--privileged", action="store_true", help="put the reference solution in the prompt: scores OPSD's teacher")
     add("--batch_size", type=int, help="answers sampled at a time")
+    add("--engine", choices=["transformers", "vllm"], default="transformers", help="what samples the answers")
+    add("--vllm_memory", type=float, default=0.9, help="share of the GPU's memory for engine vllm")
     add("--dtype", choices=["float32", "bfloat16"], help="of the weights")
     add("--device", help="cuda or cpu; without it cuda where there is one")
     add("--seed", type=int, default=0, help="of the sampling")
@@ -885,6 +1003,12 @@ def parse_args(argv):
     if not args.temperature > 0 or not 0 < args.top_p <= 1 or args.top_k < 0 or (args.limit or 1) < 1:
         raise UserError("need --temperature above 0 (greedy: --decoding greedy), --top_p in (0, 1], --top_k from 0 and "
                         "--limit from 1")
+    if args.adapter and not (Path(args.adapter) / "adapter_config.json").exists():
+        raise UserError(f"--adapter {args.adapter}: no adapter_config.json in it")
+    if not 0 < args.vllm_memory < 1:
+        raise UserError(f"--vllm_memory {args.vllm_memory}: must lie between 0 and 1")
+    if args.engine == "vllm":
+        need_vllm("--engine")
     if args.device is None:
         import torch
 
@@ -906,6 +1030,8 @@ def main(argv=None):
             evaluate(parse_args(argv))
     except UserError as error:
         sys.exit(f"eval.py: {error}")
+    finally:
+        VllmSampler.close()
 
 
 if __name__ == "__main__":

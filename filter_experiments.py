@@ -17,7 +17,7 @@ both arms on the same problems is left out so far.
 from dataclasses import dataclass
 from typing import Literal
 
-from eval import UserError, sample
+from eval import UserError
 from renio import Config, flag, grade_rollout, main, rollout_seed, train
 
 
@@ -29,7 +29,7 @@ class FilterConfig(Config):
     max_draws: int = flag(16, "rollouts drawn at most for each one that an update takes")
 
 
-def draw_filtered(student, tokenizer, examples, step, eos_ids, config, devices):
+def draw_filtered(sampler, tokenizer, examples, step, eos_ids, config, devices):
     """This rank's rollouts of update `step` that belong to the arm, and how many were drawn, right and ungradable.
 
     Problems come from the step's own stretch of the data set, so that a resumed run sees what an uninterrupted one
@@ -41,9 +41,9 @@ def draw_filtered(student, tokenizer, examples, step, eos_ids, config, devices):
     taken, counts = [], {True: 0, False: 0, None: 0}
     for start in range(0, len(problems), needed):
         batch = problems[start : start + needed]
-        completions = sample(student, [example.student_prompt for example in batch], config.prefix_tokens, eos_ids,
-                             config.temperature, config.top_p, config.top_k,
-                             seed=rollout_seed(config, step, devices.rank) + start * 10**9)
+        completions = sampler([example.student_prompt for example in batch], config.prefix_tokens, eos_ids,
+                              config.temperature, config.top_p, config.top_k,
+                              seed=rollout_seed(config, step, devices.rank) + start * 10**9)
         for example, completion in zip(batch, completions):
             right = grade_rollout(tokenizer, completion, example.row, eos_ids)
             counts[right] += 1

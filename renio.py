@@ -16,11 +16,12 @@ Read top to bottom: flags, models, data, the maths, the loop, checkpoints, main.
 paper's settings (`--scale paper`); `--variant official` adds those in which the released code differs. Not reproduced
 from the released code, since they are bugs: special tokens stripped from the prompt before sampling, which drops the
 first tokens of each completion from the teacher's context, and prompts padded on the right, which shifts positions.
-Left out: GRPO, vLLM rollouts, sharding of the weights over devices.
+Left out: GRPO, sharding of the weights over devices.
 """
 
 import contextlib
 import copy
+import functools
 import importlib.metadata
 import json
 import math
@@ -41,8 +42,8 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
 
-from eval import (UserError, arith_rows, arith_tokenizer, area_under_curve, end_ids, grade_math, extract_boxed,
-                  load_model, load_tokenizer, pad, prompt_ids, read_problems, sample)
+from eval import (UserError, VllmSampler, arith_rows, arith_tokenizer, area_under_curve, end_ids, grade_math,
+                  extract_boxed, load_model, load_tokenizer, need_vllm, pad, prompt_ids, read_problems, sample)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Flags.
@@ -90,6 +91,8 @@ class Config:
     temperature: float = flag(1.1, "of rollouts, and of both distributions in the loss")
     top_p: float = flag(1.0, "nucleus of rollouts (1: off); the loss takes the full distribution")
     top_k: int = flag(0, "rollouts draw from the k likeliest tokens only (0: off)")
+    rollout_engine: Literal["transformers", "vllm"] = flag("transformers", "what samples the rollouts")
+    vllm_memory: float = flag(0.3, "share of each GPU's memory for rollout_engine vllm; the trainer has the rest")
 
     # loss
     beta: float = flag(0.0, "divergence: 0 forward KL(T||S), 1 reverse KL(S||T), between them generalized JSD")
@@ -176,6 +179,12 @@ def check(config):
          "--log_ratio_clip_min: the released code has no lower clip; drop it or --variant official")
     need(not config.schedule_steps or config.schedule_steps >= config.max_steps,
          f"--schedule_steps {config.schedule_steps}: the learning rate would be 0 before --max_steps {config.max_steps}")
+    need(0 < config.vllm_memory < 1, f"--vllm_memory {config.vllm_memory}: must lie between 0 and 1")
+    if config.rollout_engine == "vllm":
+        need(config.method != "sft", "--rollout_engine vllm: sft has no rollouts")
+        need(not config.model.startswith("init:"),
+             f"--rollout_engine vllm: needs a model from a folder or the hub, not --model {config.model}")
+        need_vllm("--rollout_engine")
     if config.method == "sft":
         need(config.teacher is None and config.teacher_mode is None, "--teacher, --teacher_mode: not used by sft")
         need(config.weighting == "none", "--weighting: sft has no rollouts to weight")
@@ -700,14 +709,15 @@ def sft_step(student, examples, tokenizer, config, devices, watch):
     return total, records
 
 
-def draw_rollouts(student, tokenizer, examples, step, eos_ids, config, devices):
+def draw_rollouts(sampler, tokenizer, examples, step, eos_ids, config, devices):
     """This rank's examples of update `step` with a completion for each, sampled from the student, and no more metrics.
 
+    sampler: `sample` with the student in place, or a VllmSampler that has the student's weights.
     filter_experiments.py has another one, which looks at the answers.
     """
     batch = devices.share(examples[step * config.batch_size : (step + 1) * config.batch_size])
-    completions = sample(student, [example.student_prompt for example in batch], config.prefix_tokens, eos_ids,
-                         config.temperature, config.top_p, config.top_k, seed=rollout_seed(config, step, devices.rank))
+    completions = sampler([example.student_prompt for example in batch], config.prefix_tokens, eos_ids,
+                          config.temperature, config.top_p, config.top_k, seed=rollout_seed(config, step, devices.rank))
     return batch, completions, {}
 
 
@@ -827,7 +837,7 @@ def open_output(config):
     Returns the checkpoint to go on from, or None.
     """
     output_dir = Path(config.output_dir)
-    settings = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "resume", "device")}
+    settings = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "resume", "device", "vllm_memory")}
     path = output_dir / "config.json"
     if path.exists() and (output_dir / "metrics.jsonl").exists():  # without it no step was made
         if not config.resume:
@@ -872,6 +882,11 @@ def train(config, devices, draw=draw_rollouts, draws=1):
     eos_ids = end_ids(student, tokenizer)
     examples, skipped = load_examples(config, tokenizer, teacher and teacher.tokenizer,
                                       draws * config.max_steps * config.batch_size)
+    sampler = functools.partial(sample, student)
+    if config.rollout_engine == "vllm":
+        longest = max(len(example.student_prompt) for example in examples)
+        sampler = VllmSampler("--rollout_engine", config.model, config.dtype, devices.device,
+                              longest + config.prefix_tokens, config.vllm_memory, config.lora_r)
     metrics_path = output_dir / "metrics.jsonl"
     if writes:
         rows = metrics_path.read_text(encoding="utf-8").splitlines(keepends=True) if metrics_path.exists() else []
@@ -899,7 +914,9 @@ def train(config, devices, draw=draw_rollouts, draws=1):
             total, records = sft_step(student, batch, tokenizer, config, devices, watch)
             drawn = {}
         else:
-            batch, completions, drawn = draw(student, tokenizer, examples, step, eos_ids, config, devices)
+            if config.rollout_engine == "vllm":
+                sampler.load(student)
+            batch, completions, drawn = draw(sampler, tokenizer, examples, step, eos_ids, config, devices)
             watch.lap("rollout")
             total, records = distillation_step(student, teacher, batch, completions, eos_ids, config, devices, watch)
         devices.sum([p.grad for p in trained] + [total])
@@ -992,6 +1009,7 @@ def main(argv=None, kind=Config, run=train):
     except torch.cuda.OutOfMemoryError as error:
         sys.exit(f"{script}: {str(error).splitlines()[0]} Lower --micro_batch_size, then --prefix_tokens")
     finally:
+        VllmSampler.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -24,7 +24,7 @@ setup() { # setup REQUIREMENTS...: install what these files ask for and the envi
     fi
     PYTHON=.venv/bin/python
   fi
-  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
   local file
   for file in "$@"; do
     "$PYTHON" - "$file" <<'EOF' || "$PYTHON" -m pip install --quiet --disable-pip-version-check --requirement "$file"

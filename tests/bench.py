@@ -7,6 +7,7 @@
 """
 
 import argparse
+import functools
 import json
 import resource
 import subprocess
@@ -106,7 +107,8 @@ def bench_step(args):
     def step(config, student, teacher, tokenizer, examples, optimizer):
         devices, watch = renio.Devices("cpu"), renio.Stopwatch("cpu")
         eos_ids = [-1]  # no answer ends, so that every step samples the same number of tokens
-        batch, completions, _ = renio.draw_rollouts(student, tokenizer, examples, 0, eos_ids, config, devices)
+        sampler = functools.partial(renio.sample, student)
+        batch, completions, _ = renio.draw_rollouts(sampler, tokenizer, examples, 0, eos_ids, config, devices)
         watch.lap("rollout")
         renio.distillation_step(student, teacher, batch, completions, eos_ids, config, devices, watch)
         optimizer.step()

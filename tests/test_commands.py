@@ -1,5 +1,6 @@
 """The scripts as a user runs them, and the filter study."""
 
+import functools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from conftest import ROOT, examples_of, write_run
 
 import filter_experiments
 import renio
-from eval import UserError, load_model, load_tokenizer
+from eval import UserError, load_model, load_tokenizer, sample
 
 # one thread a process, and for run_all.sh the environment that runs the tests as the active one
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,
@@ -78,8 +79,8 @@ def test_two_processes_make_the_update_of_one(tmp_path):
 def test_ranks_draw_different_rollouts_and_share_the_batch(config, tokenizer, model):
     flags = config("--method", "opsd", "--batch_size", 4)
     examples = examples_of(flags, tokenizer, 8)
-    drawn = [renio.draw_rollouts(model, tokenizer, examples, 1, [1], flags, renio.Devices("cpu", rank, 2))
-             for rank in (0, 1)]
+    drawn = [renio.draw_rollouts(functools.partial(sample, model), tokenizer, examples, 1, [1], flags,
+                                 renio.Devices("cpu", rank, 2)) for rank in (0, 1)]
     assert [e.row for batch, _, _ in drawn for e in batch] == [examples[i].row for i in (4, 6, 5, 7)]
     assert drawn[0][1] != drawn[1][1]
 
@@ -103,8 +104,8 @@ def test_an_arm_trains_on_its_own_rollouts_and_as_many_as_any_other(tmp_path, to
     flags = renio.parse_config(["--method", "opsd", "--arm", arm, "--batch_size", "8", "--output_dir", str(tmp_path)],
                                filter_experiments.FilterConfig)
     examples = examples_of(flags, tokenizer, 2 * 8 * flags.max_draws)
-    batch, completions, drawn = filter_experiments.draw_filtered(model, tokenizer, examples, 1, [1], flags,
-                                                                 renio.Devices("cpu"))
+    batch, completions, drawn = filter_experiments.draw_filtered(functools.partial(sample, model), tokenizer, examples,
+                                                                 1, [1], flags, renio.Devices("cpu"))
     assert len(batch) == len(completions) == 8
     assert {half_right[tuple(c)] for c in completions} == seen
     counts = Counter(half_right.values())
@@ -117,8 +118,8 @@ def test_an_arm_that_starves_says_so(tmp_path, tokenizer, model):
     flags = renio.parse_config(["--method", "opsd", "--arm", "correct", "--batch_size", "4", "--max_draws", "2",
                                 "--output_dir", str(tmp_path)], filter_experiments.FilterConfig)
     with pytest.raises(UserError, match="correct arm starves: 0 of 4 rollouts in 8 draws .*raise --max_draws"):
-        filter_experiments.draw_filtered(model, tokenizer, examples_of(flags, tokenizer, 8), 0, [1], flags,
-                                         renio.Devices("cpu"))
+        filter_experiments.draw_filtered(functools.partial(sample, model), tokenizer,
+                                         examples_of(flags, tokenizer, 8), 0, [1], flags, renio.Devices("cpu"))
 
 
 # --- run_all.sh -------------------------------------------------------------------------------------------------------
