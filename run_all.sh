@@ -186,6 +186,7 @@ case ${1:-main} in
       # costs more than the arithmetic.
       export OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=200000000
     fi
+    [ "$SCALE" != micro ] || echo "micro scale: about 5 minutes a seed on 2 slow cores; tail -f a log to watch"
     SCRIPT=renio.py
     if [ "${1:-main}" = main ]; then for_each_seed table12; else for_each_seed figure1; fi
     ;;
