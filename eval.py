@@ -701,7 +701,8 @@ def evaluate(args):
                         answers[p].append(answer)
                         right, count = right + answer["right"], count + 1
                     bar.update(len(batch))
-                    bar.set_postfix(score=f"{100 * right / count:.1f}", tokens_per_s=f"{tokens / bar.format_dict['elapsed']:.0f}")
+                    bar.set_postfix(score=f"{100 * right / count:.1f}",
+                                    tokens_per_s=f"{tokens / bar.format_dict['elapsed']:.0f}")
                 bar.close()
                 results.append(dict(
                     benchmark=name, decoding=decoding, n=n, **summarize(answers),

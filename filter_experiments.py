@@ -7,8 +7,8 @@
 Each update takes rollouts of the current student, a problem each, until its batch is full of rollouts of the arm:
 `correct`, `incorrect`, or `unfiltered`, which takes every rollout that can be graded. All arms train on the same
 number of rollouts and updates. A rollout is correct where its last box equals the answer. One that was cut before it
-gave an answer is neither: it is left out of every arm and counted, so prefix_tokens must hold whole solutions. One that ends
-without a box is incorrect, as it is in the evaluation.
+gave an answer is neither: it is left out of every arm and counted, so prefix_tokens must hold whole solutions. One that
+ends without a box is incorrect, as it is in the evaluation.
 
 Everything else is renio.py's. As in the paper, correct-only also means easier problems here; a design that trains
 both arms on the same problems is left out so far.

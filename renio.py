@@ -20,7 +20,6 @@ Left out: GRPO, sharding of the weights over devices.
 """
 
 import contextlib
-import copy
 import functools
 import importlib.metadata
 import json
@@ -120,7 +119,8 @@ class Config:
 
 
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
-             prefix_tokens=40, temperature=1.0, micro_batch_size=32, learning_rate=3e-4, max_steps=50, max_prompt_tokens=256)
+             prefix_tokens=40, temperature=1.0, micro_batch_size=32, learning_rate=3e-4, max_steps=50,
+             max_prompt_tokens=256)
 SCALES = {  # what differs from the paper's settings, the defaults above
     "micro": {"sft": MICRO | dict(learning_rate=1e-3, max_steps=1000, schedule_steps=1000, warmup_steps=50,
                                   save_steps=200, max_grad_norm=1.0, token_reduction="mean"),
@@ -142,7 +142,10 @@ class Parser(HfArgumentParser):
 
 
 def parse_config(argv, kind=Config):
-    """A Config (or a class that adds flags to it) from command-line words: the presets of --scale, --method and --variant, then explicit flags."""
+    """A Config, or a class that adds flags to it, from command-line words.
+
+    The presets of --scale, --method and --variant come first, then explicit flags.
+    """
     parser = Parser(kind, description=__doc__.split("\n\n")[0], allow_abbrev=False)
     first = parser.parse_args([word for word in argv if word not in ("-h", "--help")])
     parser.set_defaults(**SCALES[first.scale][first.method] | VARIANTS[first.variant])
