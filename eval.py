@@ -708,15 +708,19 @@ def evaluate(args):
                     benchmark=name, decoding=decoding, n=n, **summarize(answers),
                     seconds=sum(done[k]["seconds"] for k in done if k.startswith(f"{name} {decoding} ")),
                     problems=[dict(row, answers=a) for row, a in zip(rows, answers)]))
-    aside = Path(f"{output}.tmp")
-    aside.write_text(json.dumps(dict(label=args.label, train_seed=args.train_seed, settings=settings, results=results),
-                                indent=1) + "\n", encoding="utf-8")
-    aside.replace(output)
+    write_json(output, dict(label=args.label, train_seed=args.train_seed, settings=settings, results=results))
     partial.unlink()
     for r in results:
         print(f"{args.label} {r['benchmark']} {r['decoding']}: Avg@{r['n']} {100 * r['avg']:.1f} "
               f"[{100 * r['avg_interval'][0]:.1f}, {100 * r['avg_interval'][1]:.1f}], {r['length']:.1f} tokens, "
               f"{100 * r['truncation_rate']:.1f} % truncated -> {output}")
+
+
+def write_json(path, value):
+    """Write a file whole or not at all."""
+    aside = Path(f"{path}.tmp")
+    aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
 
 
 def checksum(rows):
@@ -779,7 +783,8 @@ LABEL_ORDER = [*PUBLISHED, "teacher", "base with solution"]
 def report(folder):
     """Write folder/report.md and folder/scores.png from every eval.json below it, a row a method."""
     folder = Path(folder)
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("eval.json"))]
+    runs = [dict(json.loads(path.read_text(encoding="utf-8")), folder=path.parent)
+            for path in sorted(folder.rglob("eval.json"))]
     if not runs:
         raise UserError(f"report {folder}: no eval.json below it")
     labels = sorted({run["label"] for run in runs},
@@ -787,7 +792,7 @@ def report(folder):
     lines = ["# Scores by method", ""]
     for benchmark in dict.fromkeys(r["benchmark"] for run in runs for r in run["results"]):
         lines += score_table(benchmark, labels, runs) + weighting_table(benchmark, labels, runs)
-    lines += plot_scores(folder, labels, runs) + training_table(folder, labels)
+    lines += plot_scores(folder, labels, runs) + training_table(labels, runs)
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {folder / 'report.md'}")
 
@@ -887,15 +892,13 @@ def score_table(benchmark, labels, runs):
             f"Qwen3-1.7B on {paper}, the best of four checkpoints; other models and problems than ours.", ""]
 
 
-def training_table(folder, labels):
+def training_table(labels, scored):
     """How the runs went, from the metrics.jsonl beside each eval.json."""
     rows = []
     for label in labels:
-        runs = []
-        for path in sorted(folder.rglob("eval.json")):
-            metrics = path.with_name("metrics.jsonl")
-            if json.loads(path.read_text(encoding="utf-8"))["label"] == label and metrics.exists():
-                runs.append([json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()])
+        logs = [run["folder"] / "metrics.jsonl" for run in scored if run["label"] == label]
+        runs = [[json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+                for log in logs if log.exists()]
         if not runs or "weight_mean" not in runs[0][0]:
             continue
 

@@ -42,7 +42,8 @@ from tqdm import tqdm
 from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
 
 from eval import (UserError, VllmSampler, arith_rows, arith_tokenizer, area_under_curve, end_ids, grade_math,
-                  extract_boxed, load_model, load_tokenizer, need_vllm, pad, prompt_ids, read_problems, sample)
+                  extract_boxed, load_model, load_tokenizer, need_vllm, pad, prompt_ids, read_problems, sample,
+                  write_json)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Flags.
@@ -808,13 +809,6 @@ def summarize(records, total, config):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Checkpoints.
-
-
-def write_json(path, value):
-    """Write a file whole or not at all."""
-    aside = Path(f"{path}.tmp")
-    aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    aside.replace(path)
 
 
 def save(folder, model, tokenizer, state=None):
