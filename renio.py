@@ -547,7 +547,7 @@ def _chunks(student_hidden, teacher_hidden, student_head, teacher_head, student_
                 leaf = s.detach().requires_grad_()
                 divergence = token_divergence(leaf[None], t[None], beta, 1.0, entry_clip, clip_mode)[0]
                 [gradient] = torch.autograd.grad(divergence.sum(), leaf)
-            column = (divergence.detach(), *(token_logprobs(x, tokens[rows], 1.0) for x in (s, t)), _entropy(t, p))
+            column = divergence.detach(), token_logprobs(s, tokens[rows], 1.0), *_teacher_columns(t, p, tokens[rows])
         yield rows, column, gradient.div_(temperature)
 
 
@@ -556,25 +556,26 @@ def _forward_kl(s, t, p, tokens):
 
     s, t: logits of student and teacher; afterwards s holds p_S - p_T, the gradient with respect to the student's logits.
     """
-    tokens = tokens[:, None]
-    entropy = _entropy(t, p)  # p is p_T from here on, t the log of it up to its normalizer
-    teacher_logprob = t.gather(1, tokens).squeeze(1)
+    teacher_logprob, entropy = _teacher_columns(t, p, tokens)  # p is p_T from here on, t free
     s -= s.amax(1, keepdim=True)
-    cross, student_logprob = torch.bmm(p[:, None], s[:, :, None]).flatten(), s.gather(1, tokens).squeeze(1)
+    cross = torch.mul(p, s, out=t).sum(1)
+    student_logprob = s.gather(1, tokens[:, None]).squeeze(1)
     normalizer = s.exp_().sum(1)
     log_normalizer = normalizer.log()
     torch.addcdiv(p.neg_(), s, normalizer[:, None], out=s)
     return log_normalizer - cross - entropy, student_logprob - log_normalizer, teacher_logprob, entropy
 
 
-def _entropy(t, p):
-    """Entropy (n,) of the distributions with logits t (n, V); afterwards t holds their logarithms and p themselves."""
+def _teacher_columns(t, p, tokens):
+    """Log-probability of the tokens and entropy, (n,) each, under logits t (n, V), which are overwritten; p holds the
+    probabilities afterwards."""
     t -= t.amax(1, keepdim=True)
     torch.exp(t, out=p)
     normalizer = p.sum(1)
-    t -= normalizer.log()[:, None]
+    log_normalizer = normalizer.log()
     p /= normalizer[:, None]
-    return -torch.bmm(p[:, None], t[:, :, None]).flatten()
+    logprob = t.gather(1, tokens[:, None]).squeeze(1) - log_normalizer
+    return logprob, log_normalizer - t.mul_(p).sum(1)
 
 
 def sample_weights(student_logprobs, teacher_logprobs, mask, threshold, clip_max, clip_min=None, weight_temperature=1.0,
@@ -868,7 +869,7 @@ def train(config, devices, draw=draw_rollouts, draws=1):
     student, tokenizer = load_student(config, devices.device, checkpoint)
     trained = [p for p in student.parameters() if p.requires_grad]
     teacher = None if config.method == "sft" else Teacher(config, student, tokenizer, devices.device)
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0, fused=True)
     first = 0
     if checkpoint:
         state = torch.load(checkpoint / "trainer_state.pt", map_location=devices.device, weights_only=True)

@@ -55,6 +55,33 @@ def test_sampling_is_a_function_of_the_seed(model):
     assert draws[0] == draws[1] != draws[2]
 
 
+@pytest.mark.parametrize("uniform, token", [(0.0, 2), (1 - 2**-53, 5)])  # the least and the most that torch.rand gives
+def test_a_token_without_probability_is_never_drawn(monkeypatch, uniform, token):
+    probs = torch.tensor([[0, 0, 1e-6, 0, 0.2, 0.8, 0]])
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, uniform, dtype=torch.float64))
+    assert renio_eval.draw_tokens(probs, None).tolist() == [token]
+
+
+def test_sampling_merges_an_adapter_for_its_time_only(config, micro_model):
+    adapted, _ = renio.load_student(config("--method", "opsd", "--model", micro_model, "--lora_r", 4), "cpu")
+    with torch.no_grad():
+        for name, p in adapted.named_parameters():
+            p.normal_(std=0.3) if "lora_" in name else p.mul_(2)
+    hidden = completion_hidden(adapted, PROMPTS, [[5], [6], [7]])[0]
+    before = {name: p.detach().clone() for name, p in adapted.named_parameters()}
+    merged = []
+    hook = adapted.get_base_model().register_forward_pre_hook(
+        lambda *_: merged.append(adapted.get_model_status().merged_adapters))
+    adapted.train()
+    completions = sample(adapted, PROMPTS, 12, [-1], temperature=0)
+    hook.remove()
+    assert merged == [["default"]] * 12 and adapted.training
+    logits = completion_logits(adapted, PROMPTS, completions)[0]
+    assert (logits.argmax(-1) == torch.tensor(completions)).all()  # the adapter's tokens, unmerged again
+    assert all(torch.equal(p, before[name]) for name, p in adapted.named_parameters())
+    assert torch.equal(completion_hidden(adapted, PROMPTS, [[5], [6], [7]])[0], hidden)
+
+
 def test_samples_follow_the_distribution(model):
     n = 4000
     drawn = torch.tensor(sample(model, [PROMPTS[0]] * n, 1, [-1], temperature=1.3)).flatten()
