@@ -638,18 +638,17 @@ class VllmSampler:
             return {}
         return dict(enable_lora=True, max_loras=1, max_lora_rank=min(r for r in get_args(MaxLoRARanks) if r >= lora_r))
 
-    def load(self, model):
-        """Sample from these weights from now on: those of a model, or the adapter of a peft model on the first ones."""
+    def load(self, model, weights):
+        """Sample from these weights (by name) of the model from now on; a peft model's are those of its adapter."""
         if hasattr(model, "peft_config"):
             folder = tempfile.TemporaryDirectory()
-            model.save_pretrained(folder.name, save_embedding_layers=False)
+            model.save_pretrained(folder.name, state_dict=weights, save_embedding_layers=False)
             self.load_adapter(folder.name)
             if self.folder:
                 self.folder.cleanup()
             self.folder = folder  # the engine reads it again whenever it has dropped the adapter
         else:
-            weights = ((name, p.detach()) for name, p in model.named_parameters())
-            self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=weights))
+            self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=iter(weights.items())))
             if self.kind == "cpu":  # there a head tied to the embedding keeps a packed copy of its old weights
                 self.llm.apply_model(lambda m: m.lm_head.quant_method.process_weights_after_loading(m.lm_head))
             self.llm.reset_prefix_cache()  # its keys and values are the old weights'

@@ -16,7 +16,7 @@ Read top to bottom: flags, models, data, the maths, the loop, checkpoints, main.
 paper's settings (`--scale paper`); `--variant official` adds those in which the released code differs. Not reproduced
 from the released code, since they are bugs: special tokens stripped from the prompt before sampling, which drops the
 first tokens of each completion from the teacher's context, and prompts padded on the right, which shifts positions.
-Left out: GRPO, sharding of the weights over devices.
+Left out: GRPO.
 """
 
 import contextlib
@@ -38,6 +38,8 @@ from typing import Literal, NamedTuple, Optional
 
 import torch
 import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor, init_device_mesh
 from tqdm import tqdm
 from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
 
@@ -76,6 +78,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = flag("bfloat16", "of the weights")
     device: Optional[str] = flag(None, "cuda or cpu; without it cuda where there is one")
     gradient_checkpointing: bool = flag(True, "recompute activations in the backward pass")
+    fsdp: bool = flag(False, "under torchrun: spread the layers of student and teacher over the devices (FSDP2)")
 
     # data and prompts
     dataset: str = flag("siyanzhao/Openthoughts_math_30k_opsd",
@@ -257,13 +260,15 @@ class Teacher:
     and else a copy. ema: a copy that follows the trained weights. live: the student itself.
     """
 
-    def __init__(self, config, student, tokenizer, device):
+    def __init__(self, config, student, tokenizer, devices):
         self.mode, self.decay, self.student, self.tokenizer = config.teacher_mode, config.ema_decay, student, tokenizer
         self.model, self.copy = student, None
         if self.mode == "separate":
             self.tokenizer = load_tokenizer(config.teacher)
             check_same_vocabulary(tokenizer, self.tokenizer)
-            self.model = load_model(config.teacher, config.dtype, device).requires_grad_(False)
+            self.model = load_model(config.teacher, config.dtype, devices.device).requires_grad_(False)
+            if config.fsdp:
+                devices.shard(self.model)
         elif self.mode == "ema" or self.mode == "initial" and not config.lora_r:
             self.copy = [p.detach().clone() for p in self.trained()]
 
@@ -274,14 +279,12 @@ class Teacher:
     def weights(self):
         """Within it the student's module holds the teacher's weights."""
         if self.copy is not None:
-            own = [p.data for p in self.trained()]
+            own = [put(p, data) for p, data in zip(self.trained(), self.copy)]
             try:
-                for p, data in zip(self.trained(), self.copy):
-                    p.data = data
                 yield
             finally:
                 for p, data in zip(self.trained(), own):
-                    p.data = data
+                    put(p, data)
         elif self.mode == "initial":
             with self.student.disable_adapter():
                 yield
@@ -299,7 +302,17 @@ class Teacher:
         """After each update: the moving average takes a step towards the student."""
         if self.mode == "ema":
             for average, p in zip(self.copy, self.trained()):
-                average.lerp_(p, 1 - self.decay)
+                local(average).lerp_(local(p), 1 - self.decay)
+
+
+def put(p, data):
+    """Give a parameter other data; returns what it had."""
+    if not isinstance(p, DTensor):
+        own, p.data = p.data, data
+        return own
+    own = p.detach().clone()
+    local(p.detach()).copy_(local(data))  # FSDP gathers from the memory it knows
+    return own
 
 
 def check_same_vocabulary(student_tokenizer, teacher_tokenizer):
@@ -343,11 +356,15 @@ def completion_hidden(model, prompts, completions):
     left, left_mask = pad(prompts, "left", device=device)  # (B, P)
     right, right_mask = pad(completions, "right", device=device)  # (B, T)
     mask = torch.cat([left_mask, right_mask], 1)
-    causal_model = model.get_base_model() if hasattr(model, "get_base_model") else model  # peft adapts it in place
-    hidden = causal_model.get_decoder()(input_ids=torch.cat([left, right], 1), attention_mask=mask, use_cache=False,
-                                        position_ids=(mask.cumsum(1) - 1).clamp(min=0)).last_hidden_state  # (B, P+T, D)
+    hidden = decoder_of(model)(input_ids=torch.cat([left, right], 1), attention_mask=mask, use_cache=False,
+                               position_ids=(mask.cumsum(1) - 1).clamp(min=0)).last_hidden_state  # (B, P+T, D)
     predicting = hidden[:, left.shape[1] - 1 : -1]  # (B, T, D), position t - 1 predicts token t
     return predicting[right_mask], right[right_mask]
+
+
+def decoder_of(model):
+    """The model without its head."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).get_decoder()  # peft adapts in place
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -642,8 +659,9 @@ class Devices:
         return rows[self.rank :: self.world]
 
     def sum(self, tensors):
-        """Sum the tensors over all ranks, in place, in one message a data type."""
+        """Sum the tensors over all ranks, in place, in one message a data type; FSDP has done it for its own."""
         if self.world > 1:
+            tensors = [t for t in tensors if not isinstance(t, DTensor)]
             for dtype in {t.dtype for t in tensors}:
                 group = [t for t in tensors if t.dtype == dtype]
                 flat = torch.cat([t.flatten() for t in group])
@@ -659,6 +677,61 @@ class Devices:
         dist.all_gather_object(lists, items)
         return [item for items in lists for item in items]
 
+    def norm(self, tensors):
+        """Euclidean norm of all the tensors together, each rank having all of it or, of FSDP's, a part."""
+        parts = [torch.nn.utils.get_total_norm([local(t) for t in tensors if isinstance(t, DTensor) == sharded]) ** 2
+                 for sharded in (False, True)]
+        parts = [part.to(self.device) for part in parts]
+        self.sum(parts[1:])
+        return sum(parts).sqrt()
+
+    def shard(self, model):
+        """Spread the weights of the model's layers over all ranks (FSDP2); gradients come out summed.
+
+        Embeddings, head and last norm stay whole on each rank: the head is used outside of the model's forward.
+        """
+        decoder, mesh = decoder_of(model), init_device_mesh(self.device.split(":")[0], (self.world,))
+        for layer in decoder.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not isinstance(p, DTensor)})
+        for module in decoder.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)  # gloo can do no other
+
+    @contextlib.contextmanager
+    def unsharded(self, model):
+        """Within it each rank has the whole model, so that it samples without the others, however long it takes."""
+        modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for module in modules:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        yield
+        for module in modules:
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
+
+
+def local(tensor):
+    """This rank's part of a tensor of FSDP's; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full(value):
+    """The value with all tensors of FSDP's in it gathered on the CPU; all ranks call it together."""
+    if isinstance(value, DTensor):
+        return value.full_tensor().cpu()
+    if isinstance(value, dict):
+        return {key: full(item) for key, item in value.items()}
+    return [full(item) for item in value] if isinstance(value, list) else value
+
+
+def split_like(value, p):
+    """A tensor spread over the ranks as the parameter is; what has another shape stays as it is."""
+    if isinstance(p, DTensor) and value.shape == p.shape:
+        return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
+    return value
+
 
 def connect(config):
     """Devices of this process; joins the process group where torchrun started it."""
@@ -668,6 +741,8 @@ def connect(config):
         raise UserError(f"--device {kind}: this machine has no CUDA device; use --device cpu")
     if config.batch_size % world:
         raise UserError(f"--batch_size {config.batch_size}: must be a multiple of the {world} processes")
+    if config.fsdp and world == 1:
+        raise UserError("--fsdp: one process has nothing to share; start with torchrun --nproc_per_node N")
     if world == 1:
         return Devices(kind)
     device = f"cuda:{local}" if kind.startswith("cuda") else kind
@@ -812,11 +887,23 @@ def summarize(records, total, config):
 # Checkpoints.
 
 
-def save(folder, model, tokenizer, state=None):
-    """Write the model (or adapter) and tokenizer, and with `state` what a resumed run needs; whole or not at all."""
+def full_weights(model):
+    """The trained weights by name, gathered where FSDP has spread them."""
+    return full({name: p.detach() for name, p in model.named_parameters() if p.requires_grad})
+
+
+def save(folder, model, tokenizer, writes, state=None):
+    """Write the model (or adapter) and tokenizer, and with `state` what a resumed run needs; whole or not at all.
+
+    All ranks call it together; the one that `writes` does.
+    """
+    sharded = any(isinstance(p, DTensor) for p in model.parameters())
+    weights = full_weights(model) if sharded else None
+    if not writes:
+        return
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    model.save_pretrained(aside)
+    model.save_pretrained(aside, state_dict=weights)
     tokenizer.save_pretrained(aside)
     if state:
         torch.save(state, aside / "trainer_state.pt")
@@ -867,16 +954,22 @@ def train(config, devices, draw=draw_rollouts, draws=1):
     writes = devices.rank == 0  # one process writes
     checkpoint = devices.gather([open_output(config) if writes else None])[0]
     student, tokenizer = load_student(config, devices.device, checkpoint)
+    if config.fsdp:
+        devices.shard(student)
     trained = [p for p in student.parameters() if p.requires_grad]
-    teacher = None if config.method == "sft" else Teacher(config, student, tokenizer, devices.device)
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0, fused=True)
+    teacher = None if config.method == "sft" else Teacher(config, student, tokenizer, devices)
+    groups = [[p for p in trained if isinstance(p, DTensor) == sharded] for sharded in (False, True)]  # never mixed
+    optimizer = torch.optim.AdamW([dict(params=group) for group in groups if group], lr=config.learning_rate,
+                                  weight_decay=0.0, fused=True)
     first = 0
     if checkpoint:
         state = torch.load(checkpoint / "trainer_state.pt", map_location=devices.device, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
+        for p, moments in optimizer.state.items():
+            moments.update({name: split_like(moment, p) for name, moment in moments.items()})
         first = state["step"]
         if teacher is not None and state["teacher_copy"] is not None:
-            teacher.copy = state["teacher_copy"]
+            teacher.copy = [split_like(data, p) for data, p in zip(state["teacher_copy"], trained)]
     eos_ids = end_ids(student, tokenizer)
     examples, skipped = load_examples(config, tokenizer, teacher and teacher.tokenizer,
                                       draws * config.max_steps * config.batch_size)
@@ -913,14 +1006,21 @@ def train(config, devices, draw=draw_rollouts, draws=1):
             drawn = {}
         else:
             if config.rollout_engine == "vllm":
-                sampler.load(student)
-            batch, completions, drawn = draw(sampler, tokenizer, examples, step, eos_ids, config, devices)
+                sampler.load(student, full_weights(student))
+                batch, completions, drawn = draw(sampler, tokenizer, examples, step, eos_ids, config, devices)
+            else:
+                with devices.unsharded(student):
+                    batch, completions, drawn = draw(sampler, tokenizer, examples, step, eos_ids, config, devices)
             watch.lap("rollout")
             total, records = distillation_step(student, teacher, batch, completions, eos_ids, config, devices, watch)
-        devices.sum([p.grad for p in trained] + [total])
-        for p in trained:
-            p.grad /= total  # Eq. 8 and 9
-        grad_norm = torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm or float("inf"))
+        gradients = [p.grad for p in trained]
+        devices.sum([*gradients, total])
+        for gradient in gradients:
+            local(gradient).div_(total)  # Eq. 8 and 9
+        grad_norm = devices.norm(gradients)
+        if 0 < config.max_grad_norm < grad_norm:
+            for gradient in gradients:
+                local(gradient).mul_(config.max_grad_norm / grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
         if not torch.isfinite(grad_norm):
@@ -942,11 +1042,11 @@ def train(config, devices, draw=draw_rollouts, draws=1):
             with metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             bar.set_postfix(loss=f"{row['loss']:.3f}", seconds=f"{seconds:.2f}", refresh=False)
-        if writes and config.save_steps and (step + 1) % config.save_steps == 0:
-            save(output_dir / f"checkpoint-{step + 1}", student, tokenizer, dict(
-                step=step + 1, optimizer=optimizer.state_dict(), teacher_copy=teacher and teacher.copy))
+        if config.save_steps and (step + 1) % config.save_steps == 0:
+            save(output_dir / f"checkpoint-{step + 1}", student, tokenizer, writes, full(dict(
+                step=step + 1, optimizer=optimizer.state_dict(), teacher_copy=teacher and teacher.copy)))
+    save(output_dir / "final", student, tokenizer, writes)
     if writes:
-        save(output_dir / "final", student, tokenizer)
         print(f"wrote {output_dir / 'final'}", flush=True)
 
 
@@ -963,7 +1063,7 @@ def predict_memory(config, devices, student, teacher, examples):
     shape, width = student.config, getattr(torch, config.dtype).itemsize
 
     def size(tensors):
-        return sum(t.numel() * t.element_size() for t in tensors) / 1e9
+        return sum(local(t).numel() * t.element_size() for t in tensors) / 1e9
 
     weights = [*student.parameters(), *(teacher.copy or [] if teacher else [])]
     if teacher and teacher.model is not student:

@@ -99,7 +99,7 @@ def bench_step(args):
                  min(args.batch_size, 32), *(args.flags or [])]
         config = renio.parse_config([str(word) for word in words])
         student, tokenizer = renio.load_student(config, "cpu")
-        teacher = renio.Teacher(config, student, tokenizer, "cpu")
+        teacher = renio.Teacher(config, student, tokenizer, renio.Devices("cpu"))
         examples = renio.load_examples(config, tokenizer, tokenizer, config.batch_size)[0]
         optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=0.0)
         return config, student, teacher, tokenizer, examples, optimizer

@@ -105,7 +105,7 @@ def test_top_p_and_top_k_agree_with_transformers():
 # --- one update -------------------------------------------------------------------------------------------------------
 
 def make_teacher(config, student, tokenizer, seed=1):
-    teacher = Teacher(SimpleNamespace(teacher_mode="live", ema_decay=0.9), student, tokenizer, "cpu")
+    teacher = Teacher(SimpleNamespace(teacher_mode="live", ema_decay=0.9), student, tokenizer, Devices("cpu"))
     teacher.model = renio.init_model("init:micro", tokenizer, seed)
     return teacher
 
@@ -156,7 +156,7 @@ def test_the_update_is_that_of_equation_9_however_the_batch_is_split(model, toke
 
 def test_the_gradient_never_reaches_the_teacher(model, tokenizer, config, micro_model):
     flags = config("--method", "opd", "--teacher", micro_model)
-    teacher = Teacher(flags, model, tokenizer, "cpu")
+    teacher = Teacher(flags, model, tokenizer, Devices("cpu"))
     examples, completions = rollouts(flags, model, tokenizer)
     graded_step(model, teacher, examples, completions, [1], flags)
     assert all(p.grad is not None for p in model.parameters())
@@ -169,7 +169,7 @@ def test_teachers_of_self_distillation_are_the_models_they_are_named_after(token
     flags = config("--method", "opsd", "--teacher_mode", mode, "--model", micro_model, "--lora_r", lora_r,
                    "--ema_decay", 0.75)
     student, _ = renio.load_student(flags, "cpu")
-    teacher = Teacher(flags, student, tokenizer, "cpu")
+    teacher = Teacher(flags, student, tokenizer, Devices("cpu"))
     prompt, completion = [PROMPTS[0]], [[20, 30, 40]]
     before = teacher_logits(teacher, prompt, completion)
     first = [p.detach().clone() for p in teacher.trained()]

@@ -109,7 +109,7 @@ def test_a_cached_prefix_does_not_outlive_the_weights(tmp_path, tokenizer, lora_
     prompt = PROMPTS[0] * 70  # longer than the blocks of the cache
     answers = []
     for _ in range(3):
-        vllm.load(model)
+        vllm.load(model, renio.full_weights(model))
         answers.append(vllm([prompt], 16, [1], temperature=0))
         assert answers[-1] == sample(model, [prompt], 16, [1], temperature=0)
         with torch.no_grad():

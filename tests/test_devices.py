@@ -1,0 +1,145 @@
+"""More than one process: the same update however the batch and the weights are spread over devices (gloo, CPU)."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import ROOT, examples_of
+from torch.distributed.tensor import DTensor
+
+import renio
+from eval import UserError, load_model, sample
+from renio import Devices
+
+
+def in_processes(world, folder, function, *args):
+    """Run function(devices, *args) in `world` forked processes that are connected to each other."""
+    rendezvous = folder / f"rendezvous-{len(list(folder.iterdir()))}"
+    torch.multiprocessing.start_processes(connected, (world, rendezvous, function, args), nprocs=world,
+                                          start_method="fork")
+
+
+def connected(rank, world, rendezvous, function, args):
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    try:
+        function(Devices("cpu", rank, world), *args)
+    finally:
+        dist.destroy_process_group()
+
+
+def save_gradient(devices, config, examples, completions, path):
+    student, tokenizer = renio.load_student(config, "cpu")
+    if config.fsdp:
+        devices.shard(student)
+    teacher = renio.Teacher(config, student, tokenizer, devices)
+    total, records = renio.distillation_step(student, teacher, devices.share(examples), devices.share(completions), [1],
+                                             config, devices, renio.Stopwatch("cpu"))
+    gradients = [p.grad for p in student.parameters()]
+    devices.sum([*gradients, total])
+    weights = [record["weight"] for record in devices.gather(records)]
+    norm = devices.norm(gradients)
+    gradients = renio.full(gradients)
+    if devices.rank == 0:
+        torch.save((torch.cat([g.flatten() for g in gradients]) / total, (norm / total).item(), sorted(weights)), path)
+
+
+def test_the_update_is_the_same_for_any_split_and_any_number_of_processes(tmp_path, config, tokenizer, model,
+                                                                          micro_model):
+    def update(world, micro_batch_size, *words):
+        flags = config("--method", "opd", "--teacher", micro_model, "--weighting", "renio", "--threshold", 0.01,
+                       "--micro_batch_size", micro_batch_size, *words)
+        path = tmp_path / "gradient.pt"
+        in_processes(world, tmp_path, save_gradient, flags, examples, completions, path)
+        return torch.load(path)
+
+    examples = examples_of(config("--method", "opd", "--teacher", "none"), tokenizer, 32)
+    completions = sample(model, [example.student_prompt for example in examples], 14, list(range(20, 30)), seed=2)
+    whole, whole_norm, weights = update(1, 32)
+    assert torch.tensor(weights).std() > 0.01
+    for world, micro_batch_size, *words in ((1, 8), (1, 4), (2, 16), (2, 4), (4, 8), (4, 2), (2, 8, "--fsdp")):
+        gradient, norm, _ = update(world, micro_batch_size, *words)
+        assert (gradient - whole).norm() < 1e-6 * whole.norm(), (world, micro_batch_size, words)
+        assert norm == pytest.approx(whole_norm, rel=1e-5) and norm == pytest.approx(gradient.double().norm().item(), rel=1e-4)
+
+
+def run_train(devices, config):
+    renio.train(config, devices)
+
+
+@pytest.mark.parametrize("words", [
+    "--method opd --teacher MODEL",
+    "--method opd --teacher MODEL --lora_r 4 --dtype bfloat16 --gradient_checkpointing",
+    "--method opsd --lora_r 4 --max_grad_norm 0.01",
+    "--method opsd --teacher_mode initial",
+    "--method opsd --teacher_mode ema --ema_decay 0.5",
+    "--method sft --max_steps 3 --schedule_steps 3",
+])
+def test_sharded_weights_train_as_whole_ones(tmp_path, config, micro_model, words):
+    def run(name, *more):
+        flags = config("--model", micro_model, "--max_steps", 3, "--batch_size", 4, "--save_steps", 2, "--prefix_tokens", 8,
+                       *words.replace("MODEL", str(micro_model)).split(), *more, "--output_dir", tmp_path / name)
+        in_processes(2, tmp_path, run_train, flags)
+        adapter = str(tmp_path / name / "final") if flags.lora_r else None
+        model = load_model(str(micro_model if adapter else tmp_path / name / "final"), adapter=adapter)
+        return model.state_dict(), [json.loads(line) for line in open(tmp_path / name / "metrics.jsonl")]
+
+    whole, whole_rows = run("whole")
+    sharded, rows = run("sharded", "--fsdp")
+    for row, whole_row in zip(rows, whole_rows, strict=True):
+        for key in ("loss", "grad_norm", "completion_length"):
+            assert row[key] == pytest.approx(whole_row[key], rel=1e-3), key
+    start = load_model(str(micro_model)).state_dict()
+    assert sharded.keys() == whole.keys()
+    for name in whole:
+        torch.testing.assert_close(sharded[name], whole[name], rtol=1e-3, atol=2e-4)
+    assert any(name not in start or not torch.equal(sharded[name], start[name]) for name in sharded)
+    (tmp_path / "sharded" / "final").rename(tmp_path / "lost")
+    resumed, resumed_rows = run("sharded", "--fsdp", "--resume")  # from step 2
+    assert [row["loss"] for row in resumed_rows] == [row["loss"] for row in rows]
+    assert all(torch.equal(resumed[name], sharded[name]) for name in sharded)
+
+
+def sample_apart(devices, config):
+    student, _ = renio.load_student(config, "cpu")
+    prompts, ends = [[3, 14, 20, 40, 4], [3, 15, 4]], [-1]
+    expected = sample(student, prompts, 4 + 9 * devices.rank, ends, seed=devices.rank)
+    devices.shard(student)
+    with devices.unsharded(student):  # a rank that samples longer does not wait for the others
+        assert sample(student, prompts, 4 + 9 * devices.rank, ends, seed=devices.rank) == expected
+    layers = list(renio.decoder_of(student).layers.parameters())
+    assert all(isinstance(p, DTensor) for p in layers)
+    assert sum(renio.local(p).numel() for p in layers) == sum(p.numel() for p in layers) // devices.world
+
+
+def test_ranks_sample_sharded_models_apart_and_hold_half_of_them_afterwards(tmp_path, config, micro_model):
+    in_processes(2, tmp_path, sample_apart, config("--method", "opsd", "--model", micro_model))
+
+
+def test_a_rank_that_dies_ends_the_job_with_its_error(tmp_path):
+    script = tmp_path / "dying.py"
+    script.write_text(f"""import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import renio
+step = renio.sft_step
+def dying(*args):
+    if os.environ["RANK"] == "1":
+        raise renio.UserError("this rank has had enough")
+    return step(*args)
+renio.sft_step = dying
+renio.main()
+""")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29518", str(script),
+         "--method", "sft", "--batch_size", "4", "--output_dir", str(tmp_path / "run")],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0 and "dying.py: this rank has had enough" in done.stderr
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_sharding_over_one_process_is_refused(config):
+    with pytest.raises(UserError, match="--fsdp: one process"):
+        renio.connect(config("--method", "opsd", "--fsdp"))
