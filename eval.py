@@ -433,12 +433,18 @@ def area_under_curve(scores, positive):
 # Sampling.
 
 def load_model(name, dtype="float32", device="cpu", adapter=None):
-    """A causal language model from a folder or the hub, with a peft adapter on it if one is given."""
+    """A causal language model from a folder or the hub, with a peft adapter on it if one is given.
+
+    Uses flash-attention where it is installed, which takes 16-bit weights on a GPU only, else torch's own attention.
+    """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import is_flash_attn_2_available
 
+    flash = device.startswith("cuda") and dtype == "bfloat16" and is_flash_attn_2_available()
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype),
+                                                     attn_implementation="flash_attention_2" if flash else "sdpa")
     except (OSError, ValueError) as error:
         raise UserError(f"no model in {name}: {str(error).splitlines()[0]}") from None
     if adapter:

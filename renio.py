@@ -989,10 +989,8 @@ def train(config, devices, draw=draw_rollouts, draws=1):
         print(f"first student prompt: {tokenizer.decode(examples[0].student_prompt)!r}")
         if teacher:
             print(f"first teacher prompt: {tokenizer.decode(examples[0].teacher_prompt)!r}")
-        parts = predict_memory(config, devices, student, teacher, examples)
-        print(f"memory: about {sum(parts.values()):.2f} GB at the peak ("
-              + ", ".join(f"{part} {value:.2f}" for part, value in parts.items())
-              + f"); {devices.device} has {device_memory(devices.device):.0f} GB", flush=True)
+        print(f"memory: {predict_memory(config, devices, student, teacher, examples)}; {devices.device} has "
+              f"{device_memory(devices.device):.0f} GB", flush=True)
     bar = tqdm(range(first, config.max_steps), initial=first, total=config.max_steps, disable=not writes,
                desc=config.method, mininterval=1.0)
     for step in bar:
@@ -1059,7 +1057,7 @@ def learning_rate(config, step):
 
 
 def predict_memory(config, devices, student, teacher, examples):
-    """GB that a step will hold at its peak, by part, from the shapes of the models and the longest prompts."""
+    """What a step will hold at its peak, in words, from the shapes of the models and the longest prompts."""
     shape, width = student.config, getattr(torch, config.dtype).itemsize
 
     def size(tensors):
@@ -1074,12 +1072,18 @@ def predict_memory(config, devices, student, teacher, examples):
     kept = layers * hidden * width + layer if config.gradient_checkpointing else layers * layer
     heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
     head_size = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
-    rollouts = config.batch_size // devices.world if teacher else 0
-    return {"weights": size(weights),
-            "gradients and optimizer": 3 * size(p for p in student.parameters() if p.requires_grad),
-            "activations": config.micro_batch_size * tokens * kept / 1e9,
-            "logits": 3 * CHUNK * shape.vocab_size * 4 / 1e9,
-            "rollout cache": rollouts * tokens * layers * 2 * heads * head_size * width / 1e9}
+    trained = size(p for p in student.parameters() if p.requires_grad)
+    update = {"gradients": trained, "activations": config.micro_batch_size * tokens * kept / 1e9,
+              "logits": 3 * CHUNK * shape.vocab_size * 4 / 1e9}
+    rollout = 0
+    if teacher and config.rollout_engine == "transformers":
+        rollouts = config.batch_size // devices.world
+        rollout = rollouts * tokens * layers * 2 * heads * head_size * width / 1e9  # keys and values
+        rollout += sum(p.numel() * p.element_size() for layer in decoder_of(student).layers for p in layer.parameters()
+                       if isinstance(p, DTensor) or config.lora_r and not p.requires_grad) / 1e9  # whole, or merged
+    peak = size(weights) + 2 * trained + max(rollout, sum(update.values()))
+    return (f"about {peak:.2f} GB at the peak: weights {size(weights):.2f}, optimizer {2 * trained:.2f}, and the larger of "
+            f"rollouts {rollout:.2f} and " + ", ".join(f"{part} {value:.2f}" for part, value in update.items()))
 
 
 def device_memory(device):

@@ -456,3 +456,18 @@ def test_a_mistake_found_while_loading_does_not_spoil_the_folder(tmp_path, micro
 def test_an_output_folder_is_required():
     with pytest.raises(SystemExit, match="--output_dir: required"):
         renio.main(["--method", "opsd"])
+
+
+@pytest.mark.parametrize("device, dtype, installed, attention", [
+    ("cuda", "bfloat16", True, "flash_attention_2"), ("cuda", "bfloat16", False, "sdpa"),
+    ("cuda", "float32", True, "sdpa"), ("cpu", "bfloat16", True, "sdpa")])
+def test_flash_attention_is_used_where_it_can_be_and_never_needed(monkeypatch, device, dtype, installed, attention):
+    import transformers
+
+    asked = []
+    monkeypatch.setattr(transformers.utils, "is_flash_attn_2_available", lambda: installed)
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained",
+                        lambda name, **words: asked.append(words["attn_implementation"]) or torch.nn.Linear(1, 1))
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
+    renio_eval.load_model("any", dtype, device)
+    assert asked == [attention]
