@@ -3,15 +3,20 @@
     python tests/bench.py loss                 # the fused divergence against full logits, V = 151,936
     python tests/bench.py step                 # a step of OPSD on the micro model, against its floor
     python tests/bench.py step --model DIR --prefix_tokens 64 --batch_size 4
+    python tests/bench.py devices              # one process against two, and against two with --fsdp, a thread each
+    python tests/bench.py sample --model DIR   # our sampling loop against transformers' generate
     python tests/bench.py import               # importing renio against importing torch and transformers
 """
 
 import argparse
 import functools
 import json
+import os
 import resource
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -172,6 +177,55 @@ def bench_step(args):
     print(f"peak resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9:.2f} GB")
 
 
+# --- more processes ---------------------------------------------------------------------------------------------------
+
+def bench_devices(args):
+    medians = {}
+    for name, processes, more in (("one process", 1, []), ("two", 2, []), ("two, --fsdp", 2, ["--fsdp"])):
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(
+                [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "renio.py", "--method",
+                 "opsd", "--model", args.model, "--batch_size", str(args.batch_size), "--prefix_tokens",
+                 str(args.prefix_tokens), "--max_steps", str(4 * args.repeats), "--save_steps", "0", "--output_dir",
+                 f"{folder}/run", *more, *(args.flags or [])], cwd=ROOT, check=True, capture_output=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"})
+            rows = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
+        medians[name] = statistics.median(row["seconds"] for row in rows[1:])
+        print(f"{name}: median {medians[name]:.3f} s a step of {len(rows) - 1}, {rows[-1]['peak_memory_gb']:.2f} GB a process, "
+              f"{medians[name] / medians['one process']:.2f} of one process", flush=True)
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+def bench_sample(args):
+    import torch
+
+    import eval as renio_eval
+    import renio
+
+    torch.set_num_threads(args.threads)
+    config = renio.parse_config(["--output_dir", "unused", "--method", "opsd", "--model", args.model, *(args.flags or [])])
+    model, tokenizer = renio.load_student(config, "cpu")
+    examples = renio.load_examples(config, tokenizer, tokenizer, args.batch_size)[0]
+    prompts = [example.student_prompt for example in examples]
+    ids, mask = renio_eval.pad(prompts, "left")
+    n = args.prefix_tokens
+    ways = {"generate": lambda: model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, do_sample=True, top_k=0, top_p=1.0,
+                temperature=1.0, pad_token_id=tokenizer.pad_token_id),
+            "sample": lambda: renio_eval.sample(model, prompts, n, [-1])}
+    took = {name: [] for name in ways}
+    model.eval()
+    for repeat in range(args.repeats + 1):  # in turns; the first warms up
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            took[name] += [time.perf_counter() - start] if repeat else []
+    best = {name: min(times) for name, times in took.items()}
+    print(f"{args.model}, batch {args.batch_size}, {n} tokens, {args.threads} threads: generate {best['generate']:.2f} s, "
+          f"sample {best['sample']:.2f} s, {best['sample'] / best['generate']:.2f} of it")
+
+
 # --- the import -------------------------------------------------------------------------------------------------------
 
 def bench_import(args):
@@ -188,7 +242,7 @@ def main():
         kind, n, width, beta, head, threads, repeats = sys.argv[2:]
         return one_loss(kind, int(n), int(width), float(beta), head == "1", int(threads), int(repeats))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loss", "step", "import"])
+    parser.add_argument("what", choices=["loss", "step", "devices", "sample", "import"])
     parser.add_argument("--model", default="init:micro")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--prefix_tokens", type=int, default=40)
@@ -196,7 +250,8 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--flags", nargs=argparse.REMAINDER, help="flags of renio.py, as the last words")
     args = parser.parse_args()
-    {"loss": bench_loss, "step": bench_step, "import": bench_import}[args.what](args)
+    {"loss": bench_loss, "step": bench_step, "devices": bench_devices, "sample": bench_sample,
+     "import": bench_import}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def make_job(folder, tokenizer_name):
             file.write(json.dumps(dict(problem=f"What is {i} plus {2 * i + 1}?", solution=str(3 * i + 1))) + "\n")
 
 
-def run_renio(folder):
+def run_renio(folder, turn):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import renio
 
@@ -43,12 +43,12 @@ def run_renio(folder):
         "--method", "opd", "--model", f"{folder}/student", "--teacher", f"{folder}/teacher", "--dataset",
         f"{folder}/problems.jsonl", "--task", "math", "--batch_size", "4", "--micro_batch_size", "4", "--prefix_tokens",
         "64", "--max_steps", str(STEPS), "--save_steps", "0", "--max_prompt_tokens", "512", "--weighting", "renio",
-        "--output_dir", f"{folder}/renio"])
-    rows = [json.loads(line) for line in open(f"{folder}/renio/metrics.jsonl")]
+        "--output_dir", f"{folder}/renio-{turn}"])
+    rows = [json.loads(line) for line in open(f"{folder}/renio-{turn}/metrics.jsonl")]
     return [row["seconds"] for row in rows], [row["completion_length"] for row in rows]
 
 
-def run_trl(folder):
+def run_trl(folder, turn):
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import DistillationConfig, DistillationTrainer
@@ -64,7 +64,7 @@ def run_trl(folder):
     trainer = DistillationTrainer(
         model=f"{folder}/student", teacher_model=f"{folder}/teacher", train_dataset=data, callbacks=[Clock()],
         args=DistillationConfig(
-            f"{folder}/trl", beta=0.0, temperature=1.0, max_completion_length=64, per_device_train_batch_size=4,
+            f"{folder}/trl-{turn}", beta=0.0, temperature=1.0, max_completion_length=64, per_device_train_batch_size=4,
             max_steps=STEPS, bf16=False, gradient_checkpointing=False, use_cpu=True, report_to="none",
             save_strategy="no", logging_steps=1, learning_rate=3e-4, model_init_kwargs=dict(dtype="float32"),
             teacher_model_init_kwargs=dict(dtype="float32")))
@@ -76,7 +76,7 @@ def run_trl(folder):
 
 def main():
     if sys.argv[1:2] in (["renio"], ["trl"]):
-        took, lengths = (run_renio if sys.argv[1] == "renio" else run_trl)(Path(sys.argv[2]))
+        took, lengths = (run_renio if sys.argv[1] == "renio" else run_trl)(Path(sys.argv[2]), sys.argv[3])
         print(json.dumps(dict(seconds=took, lengths=lengths,
                               gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9)))
         return
@@ -88,19 +88,21 @@ def main():
     folder = Path(args.folder).resolve()
     folder.mkdir(parents=True)
     make_job(folder, args.tokenizer)
-    results = {}
-    for name, python in (("trl", args.trl_python), ("renio", sys.executable)):
-        done = subprocess.run([python, __file__, name, str(folder)], capture_output=True, text=True,
-                              env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        if done.returncode:
-            sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-        results[name] = json.loads(done.stdout.splitlines()[-1])
-        took = results[name]["seconds"][1:]
-        print(f"{name}: median {statistics.median(took):.2f} s a step of {STEPS - 1} ({min(took):.2f} to {max(took):.2f}), "
-              f"{statistics.mean(results[name]['lengths']):.0f} tokens a rollout, peak {results[name]['gb']:.2f} GB", flush=True)
-    medians = {name: statistics.median(result["seconds"][1:]) for name, result in results.items()}
-    print(f"renio / trl: time {medians['renio'] / medians['trl']:.2f}, peak memory "
-          f"{results['renio']['gb'] / results['trl']['gb']:.2f}")
+    took, peaks = {"trl": [], "renio": []}, {}
+    for turn in range(2):  # in turns, so that a slow minute of the machine hits both
+        for name, python in (("trl", args.trl_python), ("renio", sys.executable)):
+            done = subprocess.run([python, __file__, name, str(folder), str(turn)], capture_output=True, text=True,
+                                  env={**os.environ, "HF_HUB_OFFLINE": "1"})
+            if done.returncode:
+                sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
+            result = json.loads(done.stdout.splitlines()[-1])
+            took[name] += result["seconds"][1:]
+            peaks[name] = result["gb"]
+            print(f"{name}: {', '.join(f'{s:.2f}' for s in result['seconds'][1:])} s a step, "
+                  f"{statistics.mean(result['lengths']):.0f} tokens a rollout, peak {result['gb']:.2f} GB", flush=True)
+    medians = {name: statistics.median(times) for name, times in took.items()}
+    print(f"median seconds a step: trl {medians['trl']:.2f}, renio {medians['renio']:.2f}; renio / trl: time "
+          f"{medians['renio'] / medians['trl']:.2f}, peak memory {peaks['renio'] / peaks['trl']:.2f}")
 
 
 if __name__ == "__main__":
