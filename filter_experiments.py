@@ -61,8 +61,8 @@ def draw_filtered(sampler, tokenizer, examples, step, eos_ids, config, devices):
 
 def study(config, devices):
     """Train one arm."""
-    if config.method == "sft":
-        raise UserError("--method sft: the study is of opd and opsd")
+    if config.method not in ("opd", "opsd"):
+        raise UserError(f"--method {config.method}: the study is of opd and opsd")
     if config.max_draws < 1:
         raise UserError(f"--max_draws {config.max_draws}: must be at least 1")
     train(config, devices, draw_filtered, config.max_draws)

@@ -16,7 +16,7 @@ Read top to bottom: flags, models, data, the maths, the loop, checkpoints, main.
 paper's settings (`--scale paper`); `--variant official` adds those in which the released code differs. Not reproduced
 from the released code, since they are bugs: special tokens stripped from the prompt before sampling, which drops the
 first tokens of each completion from the teacher's context, and prompts padded on the right, which shifts positions.
-Left out: GRPO.
+Left out: the KL term of GRPO, which the released script switches off too.
 """
 
 import contextlib
@@ -40,6 +40,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor, init_device_mesh
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
 
@@ -61,7 +62,8 @@ class Config:
 
     output_dir: Optional[str] = flag(None, "where config.json, metrics.jsonl, checkpoint-N/ and final/ go (required)")
     scale: Literal["micro", "small", "paper"] = flag("micro", "preset: micro needs no download, paper is Tables 5 and 6")
-    method: Literal["sft", "opd", "opsd"] = flag("opd", "fine-tuning on solutions, or distillation, or self-distillation")
+    method: Literal["sft", "grpo", "opd", "opsd"] = flag(
+        "opd", "fine-tuning on solutions, reinforcement learning, distillation, or self-distillation")
     resume: bool = flag(False, "go on from the newest checkpoint in output_dir, or start where there is none")
     seed: int = flag(0, "seed of initial weights, data order and rollouts")
 
@@ -102,7 +104,8 @@ class Config:
     token_reduction: Literal["sum", "mean"] = flag("sum", "over the tokens of a sample (Eq. 2: sum)")
     entry_clip: Optional[float] = flag(None, "clip of each vocabulary entry's term of the divergence")
     entry_clip_mode: Literal["none", "opsd", "official"] = flag("none", "opsd: from above; official: to [0, entry_clip]")
-    weighting: Literal["none", "renio"] = flag("none", "weights of the samples")
+    weighting: Literal["none", "renio", "renio_shuffled", "ts_sample", "st_token", "iw", "pw", "correctness"] = flag(
+        "none", "weights of the samples or tokens; see WEIGHTINGS in this file")
     variant: Literal["paper", "official"] = flag("paper", "the paper's equations, or the released code's behaviour")
     threshold: float = flag(0.8, "tau: tokens with a larger log-ratio are key tokens (Eq. 5)")
     log_ratio_clip: float = flag(3.0, "epsilon_max: clip of the key tokens' log-ratio from above (Eq. 6)")
@@ -110,6 +113,11 @@ class Config:
     weight_temperature: float = flag(1.0, "divides the mean log-ratio before exp")
     weight_norm: Literal["batch", "none", "clamp"] = flag(
         "batch", "divide by the batch's mean weight (Eq. 8), or not; clamp (official): to [0.1, 10], then divide")
+
+    # grpo
+    generations: int = flag(8, "rollouts a prompt, which the reward of each is compared with")
+    iterations: int = flag(2, "updates on the same rollouts")
+    ratio_clip: float = flag(0.2, "the ratio of new to old probability counts within 1 - it and 1 + it")
 
     # optimization
     batch_size: int = flag(32, "effective: rollouts an update, over all devices")
@@ -128,11 +136,13 @@ MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype=
 SCALES = {  # what differs from the paper's settings, the defaults above
     "micro": {"sft": MICRO | dict(learning_rate=1e-3, max_steps=1000, schedule_steps=1000, warmup_steps=50,
                                   save_steps=200, max_grad_norm=1.0, token_reduction="mean"),
-              "opd": MICRO, "opsd": MICRO},
-    "small": dict.fromkeys(("sft", "opd", "opsd"), dict(
+              "grpo": MICRO | dict(learning_rate=1e-3, token_reduction="mean"), "opd": MICRO, "opsd": MICRO},
+    "small": dict.fromkeys(("sft", "grpo", "opd", "opsd"), dict(
         model="HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32", batch_size=8, learning_rate=1e-5,
         gradient_checkpointing=False, prefix_tokens=256)),
-    "paper": {"sft": {}, "opd": dict(teacher="Qwen/Qwen3-8B"), "opsd": {}},
+    "paper": {"sft": {}, "opd": dict(teacher="Qwen/Qwen3-8B"), "opsd": {},
+              # 300 updates, two on each batch of rollouts
+              "grpo": dict(prefix_tokens=16_000, temperature=1.2, max_steps=150, token_reduction="mean")},
 }
 VARIANTS = {"paper": {}, "official": dict(token_reduction="mean", entry_clip=0.05, entry_clip_mode="official",
                                           top_p=0.95, top_k=20, max_grad_norm=1.0, schedule_steps=126)}
@@ -192,11 +202,21 @@ def check(config):
         need(not config.model.startswith("init:"),
              f"--rollout_engine vllm: needs a model from a folder or the hub, not --model {config.model}")
         need_vllm("--rollout_engine")
-    if config.method == "sft":
-        need(config.teacher is None and config.teacher_mode is None, "--teacher, --teacher_mode: not used by sft")
-        need(config.weighting == "none", "--weighting: sft has no rollouts to weight")
+    need(config.weighting != "correctness" or config.log_ratio_clip < float("inf"),
+         "--log_ratio_clip inf: the weight of a wrong rollout under --weighting correctness, so it must be finite")
+    need(config.variant == "paper" or config.weighting in ("none", "renio"),
+         f"--variant official: the released code has no weighting {config.weighting}")
+    need(config.privileged_share == 0 or config.method == "sft", "--privileged_share: only for --method sft")
+    if config.method in ("sft", "grpo"):
+        need(config.teacher is None and config.teacher_mode is None,
+             f"--teacher, --teacher_mode: not used by {config.method}")
+        need(config.weighting == "none", f"--weighting: {config.method} has no divergence to weight")
+        if config.method == "grpo":
+            need(config.generations > 1 and config.batch_size % config.generations == 0,
+                 f"--generations {config.generations}: must be at least 2 and divide --batch_size {config.batch_size}")
+            need(config.iterations >= 1, f"--iterations {config.iterations}: must be at least 1")
+            need(0 < config.ratio_clip < 1, f"--ratio_clip {config.ratio_clip}: must lie between 0 and 1")
         return
-    need(config.privileged_share == 0, "--privileged_share: only for --method sft")
     config.teacher_mode = config.teacher_mode or {"opd": "separate", "opsd": "initial"}[config.method]
     need(config.method == "opsd" or config.teacher_mode == "separate",
          f"--method opd --teacher_mode {config.teacher_mode}: without the solution in its prompt such a teacher says "
@@ -394,7 +414,7 @@ def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
             rows = [dict(p, privileged=True) if rng.random() < config.privileged_share else r
                     for r, p in zip(rows, invented)]
     else:
-        rows = read_problems(config.dataset, need_solution=config.method != "opd")
+        rows = read_problems(config.dataset, need_solution=config.method in ("sft", "opsd"))
         for row in rows:
             row["privileged"] = rng.random() < config.privileged_share
     examples, skipped = [], 0
@@ -408,7 +428,7 @@ def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
             if config.method == "sft" and config.task == "arith":
                 thinking = rng.random() < 0.5  # a micro model has to know both openings of its template
             example = Example(row, prompt_ids(student_tokenizer, config.task, row, thinking, row.get("privileged", False)))
-            if config.method != "sft":
+            if teacher_tokenizer:
                 example.teacher_prompt = prompt_ids(teacher_tokenizer, config.task, row, config.teacher_thinking,
                                                     privileged=config.method == "opsd")
             if max(len(example.student_prompt), len(example.teacher_prompt or ())) > config.max_prompt_tokens:
@@ -637,6 +657,67 @@ def sample_weights(student_logprobs, teacher_logprobs, mask, threshold, clip_max
     return weights
 
 
+# Other weightings of the divergence, for comparison with ReNIO's. Each takes log-probabilities of the sampled tokens (B, T)
+# and their mask (B, T), and returns weights (B, T) or (B, 1) before any normalizing.
+
+
+def renio_weights(student, teacher, mask, config, right):
+    """ReNIO (Eq. 4-7): samples in whose key tokens the student was more confident than the teacher weigh more."""
+    return sample_weights(student, teacher, mask, config.threshold, config.log_ratio_clip, config.log_ratio_clip_min,
+                          config.weight_temperature, "none", config.variant)[:, None]
+
+
+def ts_sample_weights(student, teacher, mask, config, right):
+    """ReNIO turned round (the paper's Table 8, T/S): key tokens are those where the teacher was the more confident."""
+    return renio_weights(teacher, student, mask, config, right)
+
+
+def st_token_weights(student, teacher, mask, config, right):
+    """ReNIO a token (the paper's Table 8, S/T): a key token weighs exp of its clipped log-ratio, any other 1."""
+    log_ratio = student - teacher
+    clipped = log_ratio.clamp(config.log_ratio_clip_min, config.log_ratio_clip) / config.weight_temperature
+    return torch.where(log_ratio > config.threshold, clipped.exp(), 1.0)
+
+
+def iw_weights(student, teacher, mask, config, right, gamma=0.5):
+    """IW-OPD (arXiv 2606.22600): tokens weigh less the more disagreement of teacher and student lies before them.
+
+    1 + gamma (1 - sum_{k<t} |A_k| / sum_{k<T} |A_k|), where A is the log-ratio of teacher to student.
+    """
+    before = ((teacher - student).abs() * mask).cumsum(1).roll(1, 1)  # up to the token before; at 0 that of the row's end
+    before[:, 0] = 0.0
+    last = mask.sum(1, keepdim=True) - 1
+    whole = before.gather(1, last)  # without the last token's
+    return 1 + gamma * (1 - before / whole.clamp(min=torch.finfo(whole.dtype).tiny))
+
+
+def pw_weights(student, teacher, mask, config, right, least=0.25, middle=0.30, width=0.10):
+    """PW-OPSD (arXiv 2605.21606): tokens weigh by their place alone, least + (1 - least) sigmoid((t/T - middle) / width)."""
+    place = mask.cumsum(1) / mask.sum(1, keepdim=True)  # t / T, t from 1
+    return least + (1 - least) * torch.sigmoid((place - middle) / width)
+
+
+def correctness_weights(student, teacher, mask, config, right):
+    """An oracle of what ReNIO guesses: a wrong rollout has ReNIO's largest weight, any other its smallest, 1.
+
+    right: True, False, or None where there is no answer to grade.
+    """
+    wrong = torch.tensor([[verdict is False] for verdict in right], device=mask.device)
+    return torch.where(wrong, math.exp(config.log_ratio_clip / config.weight_temperature), 1.0).to(student.dtype)
+
+
+WEIGHTINGS = {  # of --weighting -> the function, and whether its weights are divided by the batch's mean (Eq. 8)
+    "none": (lambda student, *_: torch.ones_like(student[:, :1]), False),
+    "renio": (renio_weights, True),
+    "renio_shuffled": (renio_weights, True),  # a control: the weights of the batch, but those of other samples
+    "ts_sample": (ts_sample_weights, True),
+    "st_token": (st_token_weights, True),
+    "iw": (iw_weights, False),
+    "pw": (pw_weights, False),
+    "correctness": (correctness_weights, True),
+}
+
+
 def token_logprobs(logits, tokens, temperature):
     """Log-probabilities (B, T) of the tokens (B, T) under logits (B, T, V) at the temperature, in float32 or finer."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
@@ -741,6 +822,9 @@ def connect(config):
         raise UserError(f"--device {kind}: this machine has no CUDA device; use --device cpu")
     if config.batch_size % world:
         raise UserError(f"--batch_size {config.batch_size}: must be a multiple of the {world} processes")
+    if config.method == "grpo" and config.batch_size // config.generations % world:
+        raise UserError(f"--batch_size {config.batch_size}: --generations {config.generations} make "
+                        f"{config.batch_size // config.generations} groups, which must be a multiple of the {world} processes")
     if config.fsdp and world == 1:
         raise UserError("--fsdp: one process has nothing to share; start with torchrun --nproc_per_node N")
     if world == 1:
@@ -795,7 +879,10 @@ def draw_rollouts(sampler, tokenizer, examples, step, eos_ids, config, devices):
     sampler: `sample` with the student in place, or a VllmSampler that has the student's weights.
     filter_experiments.py has another one, which looks at the answers.
     """
-    batch = devices.share(examples[step * config.batch_size : (step + 1) * config.batch_size])
+    repeats = config.generations if config.method == "grpo" else 1
+    problems = config.batch_size // repeats
+    batch = [example for example in devices.share(examples[step * problems : (step + 1) * problems])
+             for _ in range(repeats)]
     completions = sampler([example.student_prompt for example in batch], config.prefix_tokens, eos_ids,
                           config.temperature, config.top_p, config.top_k, seed=rollout_seed(config, step, devices.rank))
     return batch, completions, {}
@@ -805,49 +892,139 @@ def rollout_seed(config, step, rank):
     return (config.seed * 100_000 + step) * 1_000 + rank
 
 
-def distillation_step(student, teacher, examples, completions, eos_ids, config, devices, watch):
+def distillation_step(student, teacher, examples, completions, eos_ids, config, devices, watch, seed=0):
     """Gradients of the weighted divergence on the rollouts, what they are to be divided by, and a record a rollout.
 
     Since Eq. 8 scales the whole batch by one number, the sum of w_i grad D_i and the sum of w_i are collected over
-    micro-batches and devices and divided once: the update is that of Eq. 9 however the batch is split. Only the
-    released code's variant normalizes within the micro-batch, and divides by the batch's size.
+    micro-batches and devices and divided once: the update is that of Eq. 9 however the batch is split. A token's weight
+    counts in it as its sample's mean. Only the released code's variant normalizes within the micro-batch, and divides
+    by the batch's size. seed: of the permutation of renio_shuffled.
     """
-    prompts = [example.student_prompt for example in examples]
-    norm = config.weight_norm if config.variant == "official" else "none"
+    weigh, normalized = WEIGHTINGS[config.weighting]
+    spans = [slice(start, start + config.micro_batch_size) for start in range(0, len(examples), config.micro_batch_size)]
+    right = [grade_rollout(teacher.tokenizer, completion, example.row, eos_ids)
+             for example, completion in zip(examples, completions)]
+    watch.lap("grading")
+    shuffled = None
+    if config.weighting == "renio_shuffled":  # needs all weights before the first gradient
+        with torch.no_grad():
+            own = [compare(student, teacher, examples[span], completions[span], config, watch) for span in spans]
+            own = [weight for _, student_logprobs, teacher_logprobs, mask in own
+                   for weight in renio_weights(student_logprobs, teacher_logprobs, mask, config, right).flatten().tolist()]
+        everyone = devices.gather(own)
+        random.Random(seed).shuffle(everyone)
+        shuffled = everyone[devices.rank * len(own) :][: len(own)]
     total = torch.zeros((), device=devices.device)
     records = []
-    for start in range(0, len(examples), config.micro_batch_size):
-        span = slice(start, start + config.micro_batch_size)
-        teacher_hidden, teacher_head = teacher.hidden([example.teacher_prompt for example in examples[span]],
-                                                      completions[span])  # (N, D')
-        watch.lap("teacher")
-        hidden, tokens = completion_hidden(student, prompts[span], completions[span])  # (N, D), (N,)
-        head = Head.of(student)
-        token = fused_divergence(hidden, teacher_hidden, head.weight, teacher_head.weight, tokens, config.beta,
-                                 config.temperature, config.entry_clip, config.entry_clip_mode,
-                                 student_bias=head.bias, teacher_bias=teacher_head.bias)
-        lengths = torch.tensor([len(completion) for completion in completions[span]], device=tokens.device)  # (b,)
-        mask = torch.arange(lengths.max(), device=tokens.device) < lengths[:, None]  # (b, T)
-        divergence, student_logprobs, teacher_logprobs, _ = (  # (b, T) each
-            torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in token)
-        losses = divergence.sum(1) / (lengths if config.token_reduction == "mean" else 1)  # D, Eq. 2, (b,)
-        renio = sample_weights(student_logprobs, teacher_logprobs, mask, config.threshold, config.log_ratio_clip,
-                               config.log_ratio_clip_min, config.weight_temperature, norm, config.variant)  # (b,)
-        weights = renio if config.weighting == "renio" else torch.ones_like(renio)
-        (weights * losses).sum().backward()  # Eq. 9, to be divided by `total`
-        total += weights.sum() if norm == "none" and config.weight_norm == "batch" else len(weights)
+    for span in spans:
+        divergence, student_logprobs, teacher_logprobs, mask = compare(
+            student, teacher, examples[span], completions[span], config, watch)  # (b, T) each
+        renio = renio_weights(student_logprobs, teacher_logprobs, mask, config, right)[:, 0]  # (b,)
+        weights = weigh(student_logprobs, teacher_logprobs, mask, config, right[span])  # (b, T) or (b, 1)
+        if shuffled:
+            weights = weights.new_tensor(shuffled[span])[:, None]
+        if config.variant == "official" and config.weighting == "renio":
+            weights = sample_weights(student_logprobs, teacher_logprobs, mask, config.threshold, config.log_ratio_clip,
+                                     None, config.weight_temperature, config.weight_norm, "official")[:, None]
+        lengths = mask.sum(1)  # (b,)
+        losses = (weights * divergence).sum(1) / (lengths if config.token_reduction == "mean" else 1)  # w D, (b,)
+        losses.sum().backward()  # Eq. 9, to be divided by `total`
+        mean_weights = (weights * mask).sum(1) / lengths  # (b,)
+        normalizes = normalized and config.weight_norm == "batch" and config.variant == "paper"
+        total += mean_weights.sum() if normalizes else len(lengths)
         watch.lap("student")
         key_tokens = ((student_logprobs - teacher_logprobs > config.threshold) & mask).sum(1)
         negative = ((divergence < 0) & mask).sum(1)
-        for i, example in enumerate(examples[span]):
+        for i in range(len(lengths)):
             completion = completions[span][i]
             records.append(dict(
-                loss=(weights[i] * losses[i]).item(), divergence=divergence[i].sum().item(), weight=weights[i].item(),
+                loss=losses[i].item(), divergence=divergence[i].sum().item(), weight=mean_weights[i].item(),
                 renio=renio[i].item(), key_tokens=key_tokens[i].item(), negative=negative[i].item(),
-                length=len(completion), truncated=completion[-1] not in eos_ids,
-                right=grade_rollout(teacher.tokenizer, completion, example.row, eos_ids)))
+                length=len(completion), truncated=completion[-1] not in eos_ids, right=right[span][i]))
         watch.lap("grading")
     return total, records
+
+
+def compare(student, teacher, examples, completions, config, watch):
+    """Divergence and both models' log-probabilities of the sampled tokens, zero behind each end, and the mask, (b, T)."""
+    teacher_hidden, teacher_head = teacher.hidden([example.teacher_prompt for example in examples], completions)  # (N, D')
+    watch.lap("teacher")
+    hidden, tokens = completion_hidden(student, [example.student_prompt for example in examples], completions)  # (N, D)
+    head = Head.of(student)
+    token = fused_divergence(hidden, teacher_hidden, head.weight, teacher_head.weight, tokens, config.beta,
+                             config.temperature, config.entry_clip, config.entry_clip_mode,
+                             student_bias=head.bias, teacher_bias=teacher_head.bias)
+    return *rows_of(completions, *token[:3]), length_mask(completions, tokens.device)
+
+
+def length_mask(completions, device):
+    lengths = torch.tensor([len(completion) for completion in completions], device=device)  # (b,)
+    return torch.arange(lengths.max(), device=device) < lengths[:, None]  # (b, T)
+
+
+def rows_of(completions, *columns):
+    """Columns (N,) of all the completions' tokens as rows (b, T), zero behind each end."""
+    mask = length_mask(completions, columns[0].device)
+    return [torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in columns]
+
+
+def grpo_advantages(rewards, generations):
+    """Each reward (N,) less the mean of its group, in standard deviations of the group (Shao et al. 2024).
+
+    Rollouts of one prompt stand together, `generations` of them. A group with equal rewards has advantages of 0.
+    """
+    groups = torch.tensor(rewards, dtype=torch.float32).view(-1, generations)
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def clipped_objective(logprobs, old_logprobs, advantages, clip):
+    """What GRPO maximizes on each token (B, T): the smaller of ratio x advantage with the ratio free and clipped.
+
+    logprobs, old_logprobs: (B, T), under the present weights and under those that sampled. advantages: (B,).
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    advantages = advantages[:, None]
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def grpo_step(student, tokenizer, examples, completions, eos_ids, config, devices, watch, old=None):
+    """Gradients of GRPO's loss (Shao et al. 2024, without its KL term), their divisor, a record a rollout, and `old`.
+
+    old: log-probabilities of the completions from the first of the updates on the same rollouts, None in this first one.
+    The reward is 1 for a right answer, else 0.
+    """
+    right = [grade_rollout(tokenizer, completion, example.row, eos_ids)
+             for example, completion in zip(examples, completions)]
+    advantages = grpo_advantages([float(verdict is True) for verdict in right], config.generations).to(devices.device)
+    watch.lap("grading")
+    first, kept, records = old is None, [], []
+    for i, start in enumerate(range(0, len(examples), config.micro_batch_size)):
+        span = slice(start, start + config.micro_batch_size)
+        hidden, tokens = completion_hidden(student, [example.student_prompt for example in examples[span]],
+                                           completions[span])
+        [logprobs] = rows_of(completions[span], head_logprobs(hidden, Head.of(student), tokens, config.temperature))
+        mask = length_mask(completions[span], tokens.device)
+        kept.append(logprobs.detach())
+        before = kept[i] if first else old[i]
+        objective = clipped_objective(logprobs, before, advantages[span], config.ratio_clip) * mask  # (b, T)
+        losses = -objective.sum(1) / (mask.sum(1) if config.token_reduction == "mean" else 1)  # (b,)
+        losses.sum().backward()
+        outside = (((logprobs.detach() - before).exp() - 1).abs() > config.ratio_clip) & mask
+        for j, completion in enumerate(completions[span]):
+            records.append(dict(loss=losses[j].item(), advantage=advantages[start + j].item(), length=len(completion),
+                                clipped=outside[j].sum().item(), truncated=completion[-1] not in eos_ids,
+                                right=right[start + j]))
+    watch.lap("student")
+    return torch.tensor(float(len(examples)), device=devices.device), records, kept if first else old
+
+
+def head_logprobs(hidden, head, tokens, temperature):
+    """Log-probabilities (N,) of the tokens (N,) from hidden states (N, D), never holding more than CHUNK x V logits."""
+    def chunk_logprobs(hidden, tokens):
+        return token_logprobs(torch.nn.functional.linear(hidden, *head), tokens, temperature)
+
+    return torch.cat([checkpoint(chunk_logprobs, *rows, use_reentrant=False)
+                      for rows in zip(hidden.split(CHUNK), tokens.split(CHUNK))])
 
 
 def grade_rollout(tokenizer, completion, row, eos_ids):
@@ -864,22 +1041,27 @@ def grade_rollout(tokenizer, completion, row, eos_ids):
 def summarize(records, total, config):
     """The metrics of a step, from the records of all its rollouts (README has a glossary)."""
     n, tokens = len(records), sum(r["length"] for r in records)
+    loss = sum(r["loss"] for r in records) / total
     if config.method == "sft":
-        return dict(loss=sum(r["loss"] for r in records) / total, completion_length=tokens / n)
-    weights = [r["weight"] for r in records]
+        return dict(loss=loss, completion_length=tokens / n)
     graded = [r for r in records if r["right"] is not None]
+    rollouts = dict(completion_length=tokens / n, truncation_rate=sum(r["truncated"] for r in records) / n,
+                    graded=len(graded),
+                    rollout_accuracy=sum(r["right"] for r in graded) / len(graded) if graded else None)
+    if config.method == "grpo":
+        return dict(loss=loss, reward=sum(r["right"] is True for r in records) / n,
+                    silent_share=sum(r["advantage"] == 0 for r in records) / n,
+                    clipped_share=sum(r["clipped"] for r in records) / tokens, **rollouts)
+    weights = [r["weight"] for r in records]
     return dict(
-        loss=sum(r["loss"] for r in records) / total,
+        loss=loss,
         divergence=sum(r["divergence"] for r in records) / tokens,
         negative_share=sum(r["negative"] for r in records) / tokens,
         weight_mean=sum(weights) / n,
         weight_max=max(weights),
         effective_sample_size=sum(weights) ** 2 / sum(w * w for w in weights),
         key_token_share=sum(r["key_tokens"] for r in records) / tokens,
-        completion_length=tokens / n,
-        truncation_rate=sum(r["truncated"] for r in records) / n,
-        graded=len(graded),
-        rollout_accuracy=sum(r["right"] for r in graded) / len(graded) if graded else None,
+        **rollouts,
         weight_auc_wrong=area_under_curve([r["renio"] for r in graded], [not r["right"] for r in graded]))
 
 
@@ -952,18 +1134,18 @@ def train(config, devices, draw=draw_rollouts, draws=1):
     """
     output_dir = Path(config.output_dir)
     writes = devices.rank == 0  # one process writes
-    checkpoint = devices.gather([open_output(config) if writes else None])[0]
-    student, tokenizer = load_student(config, devices.device, checkpoint)
+    resumed = devices.gather([open_output(config) if writes else None])[0]
+    student, tokenizer = load_student(config, devices.device, resumed)
     if config.fsdp:
         devices.shard(student)
     trained = [p for p in student.parameters() if p.requires_grad]
-    teacher = None if config.method == "sft" else Teacher(config, student, tokenizer, devices)
+    teacher = Teacher(config, student, tokenizer, devices) if config.method in ("opd", "opsd") else None
     groups = [[p for p in trained if isinstance(p, DTensor) == sharded] for sharded in (False, True)]  # never mixed
     optimizer = torch.optim.AdamW([dict(params=group) for group in groups if group], lr=config.learning_rate,
                                   weight_decay=0.0, fused=True)
     first = 0
-    if checkpoint:
-        state = torch.load(checkpoint / "trainer_state.pt", map_location=devices.device, weights_only=True)
+    if resumed:
+        state = torch.load(resumed / "trainer_state.pt", map_location=devices.device, weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
         for p, moments in optimizer.state.items():
             moments.update({name: split_like(moment, p) for name, moment in moments.items()})
@@ -998,10 +1180,9 @@ def train(config, devices, draw=draw_rollouts, draws=1):
         if devices.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats()
         student.train()  # gradient checkpointing asks for it; the models have no dropout
+        drawn, old = {}, None
         if config.method == "sft":
             batch = devices.share(examples[step * config.batch_size : (step + 1) * config.batch_size])
-            total, records = sft_step(student, batch, tokenizer, config, devices, watch)
-            drawn = {}
         else:
             if config.rollout_engine == "vllm":
                 sampler.load(student, full_weights(student))
@@ -1010,22 +1191,18 @@ def train(config, devices, draw=draw_rollouts, draws=1):
                 with devices.unsharded(student):
                     batch, completions, drawn = draw(sampler, tokenizer, examples, step, eos_ids, config, devices)
             watch.lap("rollout")
-            total, records = distillation_step(student, teacher, batch, completions, eos_ids, config, devices, watch)
-        gradients = [p.grad for p in trained]
-        devices.sum([*gradients, total])
-        for gradient in gradients:
-            local(gradient).div_(total)  # Eq. 8 and 9
-        grad_norm = devices.norm(gradients)
-        if 0 < config.max_grad_norm < grad_norm:
-            for gradient in gradients:
-                local(gradient).mul_(config.max_grad_norm / grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        if not torch.isfinite(grad_norm):
-            raise UserError(f"step {step + 1}: the gradient is not finite; try a lower --learning_rate or --dtype "
-                            "float32. The last checkpoint is intact")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for _ in range(config.iterations if config.method == "grpo" else 1):
+            if config.method == "sft":
+                total, records = sft_step(student, batch, tokenizer, config, devices, watch)
+            elif config.method == "grpo":
+                total, records, old = grpo_step(student, tokenizer, batch, completions, eos_ids, config, devices, watch, old)
+            else:
+                total, records = distillation_step(student, teacher, batch, completions, eos_ids, config, devices, watch,
+                                                   seed=rollout_seed(config, step, 0))
+            grad_norm = update(optimizer, trained, total, config, devices, step)
+            watch.lap("optimizer")
         if teacher:
             teacher.follow()
         watch.lap("optimizer")
@@ -1046,6 +1223,24 @@ def train(config, devices, draw=draw_rollouts, draws=1):
     save(output_dir / "final", student, tokenizer, writes)
     if writes:
         print(f"wrote {output_dir / 'final'}", flush=True)
+
+
+def update(optimizer, trained, total, config, devices, step):
+    """Sum the gradients over the devices, divide them by the sum of `total`, clip them and descend; their norm."""
+    gradients = [p.grad for p in trained]
+    devices.sum([*gradients, total])
+    for gradient in gradients:
+        local(gradient).div_(total)  # Eq. 8 and 9
+    grad_norm = devices.norm(gradients)
+    if not torch.isfinite(grad_norm):
+        raise UserError(f"step {step + 1}: the gradient is not finite; try a lower --learning_rate or --dtype "
+                        "float32. The last checkpoint is intact")
+    if 0 < config.max_grad_norm < grad_norm:
+        for gradient in gradients:
+            local(gradient).mul_(config.max_grad_norm / grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return grad_norm
 
 
 def learning_rate(config, step):

@@ -1,0 +1,170 @@
+"""The weightings that ReNIO is compared with, and GRPO, against values worked by hand."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import examples_of, graded_step
+from test_devices import in_processes
+
+import renio
+from eval import UserError, sample
+from renio import Devices
+
+SETTINGS = SimpleNamespace(threshold=0.8, log_ratio_clip=2.0, log_ratio_clip_min=None, weight_temperature=1.0,
+                           variant="paper")
+# log p_S - log p_T: [1, 0.5, 3] and [-1, -4], and a padded place that nothing may read
+STUDENT = torch.tensor([[-1.0, -0.5, -1.0], [-2.0, -5.0, 9.0]])
+TEACHER = torch.tensor([[-2.0, -1.0, -4.0], [-1.0, -1.0, -9.0]])
+MASK = torch.tensor([[True, True, True], [True, True, False]])
+E, S = math.exp, lambda x: 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("none", [[1.0], [1.0]]),
+    ("renio", [[E(1.5)], [1.0]]),  # key tokens 1 and 3, clipped to 2: mean of 1 and 2
+    ("ts_sample", [[1.0], [E(1.5)]]),  # log-ratios of teacher to student 1 and 4: mean of 1 and 2
+    ("st_token", [[E(1.0), 1.0, E(2.0)], [1.0, 1.0]]),
+    ("iw", [[1.5, 1 + 0.5 * (1 - 1 / 1.5), 1.0], [1.5, 1.0]]),
+    ("pw", [[0.25 + 0.75 * S((t / 3 - 0.3) / 0.1) for t in (1, 2, 3)],
+            [0.25 + 0.75 * S((t / 2 - 0.3) / 0.1) for t in (1, 2)]]),
+    ("correctness", [[1.0], [E(2.0)]]),
+])
+def test_each_weighting_gives_the_weights_worked_by_hand(name, expected):
+    weigh, _ = renio.WEIGHTINGS[name]
+    weights = weigh(STUDENT, TEACHER, MASK, SETTINGS, [None, False])
+    for row, numbers in zip(weights.tolist(), expected):
+        assert row[: len(numbers)] == pytest.approx(numbers, rel=1e-6)
+
+
+def test_an_agreeing_or_one_token_sample_has_finite_weights():
+    same = torch.zeros(2, 1)
+    for weigh, _ in renio.WEIGHTINGS.values():
+        assert weigh(same, same, torch.ones(2, 1, dtype=torch.bool), SETTINGS, [True, False]).isfinite().all()
+
+
+@pytest.fixture
+def batch(config, tokenizer, model):
+    examples = examples_of(config("--method", "opsd"), tokenizer, 8)
+    return examples, sample(model, [e.student_prompt for e in examples], 14, list(range(20, 30)), seed=2)
+
+
+def step(config, tokenizer, model, batch, *words):
+    """The update's gradient and the records of one distillation step."""
+    flags = config("--method", "opsd", "--teacher_mode", "live", "--threshold", 0.01, *words)
+    model.zero_grad()
+    teacher = renio.Teacher(flags, model, tokenizer, Devices("cpu"))
+    total, records = graded_step(model, teacher, *batch, [1], flags)
+    return torch.cat([p.grad.flatten() for p in model.parameters()]) / total, records
+
+
+@pytest.mark.parametrize("name", ["st_token", "iw", "pw", "ts_sample", "correctness", "renio_shuffled"])
+def test_every_weighting_gives_one_update_however_the_batch_is_split(config, tokenizer, model, batch, name):
+    whole, _ = step(config, tokenizer, model, batch, "--weighting", name)
+    for size in (1, 3):
+        split, _ = step(config, tokenizer, model, batch, "--weighting", name, "--micro_batch_size", size)
+        assert (split - whole).norm() < 2e-6 * whole.norm(), size
+
+
+def test_token_weights_multiply_each_tokens_divergence(config, tokenizer, model, batch):
+    flags = config("--method", "opsd", "--teacher_mode", "live")
+    teacher = renio.Teacher(flags, model, tokenizer, Devices("cpu"))
+    divergence, *_, mask = renio.compare(model, teacher, *batch, flags, renio.Stopwatch("cpu"))
+    expected = (divergence * renio.pw_weights(None, None, mask, None, None)).sum(1)
+    _, records = step(config, tokenizer, model, batch, "--weighting", "pw")
+    assert [record["loss"] for record in records] == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_shuffled_weights_are_those_of_the_batch_on_other_samples(config, tokenizer, model, batch):
+    _, plain = step(config, tokenizer, model, batch, "--weighting", "renio")
+    _, shuffled = step(config, tokenizer, model, batch, "--weighting", "renio_shuffled", "--micro_batch_size", 3)
+    weights = [[record["weight"] for record in records] for records in (plain, shuffled)]
+    assert sorted(weights[0]) == pytest.approx(sorted(weights[1]), rel=1e-5)
+    assert weights[0] != pytest.approx(weights[1], rel=1e-3)
+    assert [record["renio"] for record in shuffled] == pytest.approx(weights[0], rel=1e-5)  # what it would have been
+
+
+def shuffled_over_ranks(devices, flags, examples, completions, path):
+    student, tokenizer = renio.load_student(flags, "cpu")
+    teacher = renio.Teacher(flags, student, tokenizer, devices)
+    _, records = renio.distillation_step(student, teacher, devices.share(examples), devices.share(completions), [1], flags,
+                                         devices, renio.Stopwatch("cpu"))
+    records = devices.gather(records)
+    if devices.rank == 0:
+        torch.save([(record["renio"], record["weight"]) for record in records], path)
+
+
+def test_weights_are_shuffled_over_all_ranks(tmp_path, config, batch, micro_model):
+    flags = config("--method", "opsd", "--teacher_mode", "live", "--threshold", 0.01, "--weighting", "renio_shuffled",
+                   "--model", micro_model)
+    in_processes(2, tmp_path, shuffled_over_ranks, flags, *batch, tmp_path / "weights.pt")
+    own, used = zip(*torch.load(tmp_path / "weights.pt"))
+    assert sorted(own) == pytest.approx(sorted(used), rel=1e-5)
+    assert sorted(own[:4]) != pytest.approx(sorted(used[:4]), rel=1e-3)
+
+
+# --- GRPO -------------------------------------------------------------------------------------------------------------
+
+def test_advantages_compare_each_reward_with_its_group():
+    advantages = renio.grpo_advantages([1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 0], 4)
+    sd = math.sqrt(1 / 3)  # of two of four; with one of four it is 1/2
+    expected = [0.5 / sd, -0.5 / sd, -0.5 / sd, 0.5 / sd, 0, 0, 0, 0, 0.5, 0.5, 0.5, -1.5]
+    assert advantages.tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_clipped_objective_stops_pulling_where_the_ratio_has_gone_far_enough():
+    ratios = torch.tensor([[0.5, 1.0, 1.5]]).repeat(2, 1)
+    logprobs = ratios.log().requires_grad_()
+    objective = renio.clipped_objective(logprobs, torch.zeros(2, 3), torch.tensor([2.0, -2.0]), 0.2)
+    assert objective.tolist() == [pytest.approx([1.0, 2.0, 2.4]), pytest.approx([-1.6, -2.0, -3.0])]
+    objective.sum().backward()
+    assert logprobs.grad[0].tolist() == pytest.approx([1.0, 2.0, 0.0])
+    assert logprobs.grad[1].tolist() == pytest.approx([0.0, -2.0, -3.0])
+
+
+def test_the_first_update_follows_the_policy_gradient(config, tokenizer, model, monkeypatch):
+    flags = config("--method", "grpo", "--batch_size", 8, "--generations", 4, "--micro_batch_size", 3)
+    examples = [e for e in examples_of(flags, tokenizer, 2) for _ in range(4)]
+    completions = sample(model, [e.student_prompt for e in examples], 14, list(range(20, 30)), seed=2)
+    verdicts = [True, False, None, True, False, False, True, False]
+    monkeypatch.setattr(renio, "grade_rollout", lambda *_, given=iter(verdicts): next(given))
+    total, records, old = renio.grpo_step(model, tokenizer, examples, completions, [1], flags, Devices("cpu"),
+                                          renio.Stopwatch("cpu"))
+    ours = torch.cat([p.grad.flatten() for p in model.parameters()]) / total
+    model.zero_grad()
+    advantages = renio.grpo_advantages([1, 0, 0, 1, 0, 0, 1, 0], 4)
+    for example, completion, advantage in zip(examples, completions, advantages):
+        ids = torch.tensor([example.student_prompt + completion])
+        logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[-len(completion):]
+        (-advantage * logprobs.mean() / 8).backward()
+    theirs = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert (ours - theirs).norm() < 1e-5 * theirs.norm()
+    assert all(record["clipped"] == 0 for record in records)
+    assert [row.shape[1] for row in old] == [max(map(len, completions[i : i + 3])) for i in (0, 3, 6)]
+
+
+def test_grpo_lifts_the_reward(config, tmp_path, monkeypatch):
+    """A reward that a micro model can learn from nothing: an answer that begins with "wait"."""
+    monkeypatch.setattr(renio, "grade_rollout", lambda tokenizer, completion, *_: completion[0] == 9)
+    flags = config("--method", "grpo", "--batch_size", 32, "--max_steps", 40, "--prefix_tokens", 2, "--save_steps", 0)
+    renio.train(flags, Devices("cpu"))
+    rewards = [json.loads(line)["reward"] for line in open(tmp_path / "run" / "metrics.jsonl")]
+    assert sum(rewards[:5]) / 5 < 0.2 and sum(rewards[-5:]) / 5 > 0.8, rewards
+
+
+@pytest.mark.parametrize("words, message", [
+    ("--generations 5", "--generations 5: must be at least 2 and divide --batch_size 32"),
+    ("--iterations 0", "--iterations 0"), ("--ratio_clip 1", "--ratio_clip 1.0"),
+    ("--weighting renio", "grpo has no divergence"), ("--teacher x", "not used by grpo"),
+])
+def test_flags_of_grpo_are_checked(config, words, message):
+    with pytest.raises(UserError, match=message):
+        config("--method", "grpo", *words.split())
+
+
+def test_groups_stay_on_one_process(config, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="2 groups, which must be a multiple of the 4 processes"):
+        renio.connect(config("--method", "grpo", "--batch_size", 16))
