@@ -1,35 +1,67 @@
-"""The filter study (Section 2, Figure 1): distillation on correct-only against incorrect-only rollouts.
+"""The filter study (Section 2, Figures 1, 7 and 8): distillation on correct-only against incorrect-only rollouts.
 
     python filter_experiments.py --arm incorrect --method opd --model runs/base/final --teacher runs/teacher/final \\
         --output_dir runs/opd-incorrect
-    bash run_all.sh figure1        # both arms and the unfiltered control, OPD and OPSD, scored and reported
+    torchrun --nproc_per_node 3 filter_experiments.py --design matched --method opd --model runs/base/final \\
+        --teacher runs/teacher/final --output_dir runs/opd-matched
+    bash run_all.sh figure1        # the arms of OPD and OPSD, scored and reported
 
-Each update takes rollouts of the current student, a problem each, until its batch is full of rollouts of the arm:
-`correct`, `incorrect`, or `unfiltered`, which takes every rollout that can be graded. All arms train on the same
-number of rollouts and updates. A rollout is correct where its last box equals the answer. One that was cut before it
-gave an answer is neither: it is left out of every arm and counted, so prefix_tokens must hold whole solutions. One that
-ends without a box is incorrect, as it is in the evaluation.
+Three arms train on the rollouts of their own current student: `correct`, `incorrect`, and `unfiltered`, which takes
+them without regard to correctness. All arms train on the same number of rollouts and updates. Two designs:
 
-Everything else is renio.py's. As in the paper, correct-only also means easier problems here; a design that trains
-both arms on the same problems is left out so far.
+free      the paper's. An update takes rollouts, a problem each, until its batch is full of rollouts of the arm. So the
+          correct arm also trains on easier problems than the incorrect one.
+matched   the control that the paper lacks. The arms train side by side, a process each. Each problem is sampled until
+          it has a right and a wrong rollout from each of the three students, and every arm trains on these problems:
+          what differs is correctness alone. Writes an output folder an arm.
+
+A rollout is correct where its last box equals the answer. One that was cut before it gave an answer is neither: it is
+left out of every arm and counted, so prefix_tokens must hold whole solutions. One that ends without a box is incorrect,
+as it is in the evaluation. Everything else is renio.py's.
 """
 
-from dataclasses import dataclass
+import shutil
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from eval import UserError
-from renio import Config, flag, grade_rollout, main, rollout_seed, train
+from renio import Config, Devices, flag, grade_rollout, main, newest_checkpoint, rollout_seed, train
+
+ARMS = ("correct", "incorrect", "unfiltered")
 
 
 @dataclass
 class FilterConfig(Config):
     """The flags of renio.py and those of the study."""
 
-    arm: Literal["correct", "incorrect", "unfiltered"] = flag("unfiltered", "which rollouts to train on")
-    max_draws: int = flag(16, "rollouts drawn at most for each one that an update takes")
+    design: Literal["free", "matched"] = flag("free", "each arm on its own problems, or all on the same ones")
+    arm: Literal["correct", "incorrect", "unfiltered"] = flag("unfiltered", "which rollouts to train on; matched: all")
+    max_draws: int = flag(16, "free: rollouts at most for each that an update takes; matched: for each problem")
+    max_problems: int = flag(8, "matched: problems tried at most for each one that an update takes")
 
 
-def draw_filtered(sampler, tokenizer, examples, step, eos_ids, config, devices):
+def belongs(right, arm):
+    """Whether an arm trains on a rollout that is right, wrong (False) or can't be graded (None)."""
+    return right is not None and arm in ("unfiltered", "correct" if right else "incorrect")
+
+
+def draw(sampler, tokenizer, batch, eos_ids, config, seed, counts):
+    """A completion and its verdict for each example of the batch; adds the verdicts to `counts`."""
+    completions = sampler([example.student_prompt for example in batch], config.prefix_tokens, eos_ids,
+                          config.temperature, config.top_p, config.top_k, seed=seed)
+    verdicts = [grade_rollout(tokenizer, completion, example.row, eos_ids)
+                for example, completion in zip(batch, completions)]
+    counts.update(verdicts)
+    return list(zip(completions, verdicts))
+
+
+def described(counts):
+    return f"{counts.total()} draws ({counts[True]} correct, {counts[False]} incorrect, {counts[None]} cut before an answer)"
+
+
+def draw_free(sampler, tokenizer, examples, step, eos_ids, config, devices):
     """This rank's rollouts of update `step` that belong to the arm, and how many were drawn, right and ungradable.
 
     Problems come from the step's own stretch of the data set, so that a resumed run sees what an uninterrupted one
@@ -38,34 +70,80 @@ def draw_filtered(sampler, tokenizer, examples, step, eos_ids, config, devices):
     needed = config.batch_size // devices.world
     stretch = config.max_draws * config.batch_size
     problems = devices.share(examples[step * stretch : (step + 1) * stretch])
-    taken, counts = [], {True: 0, False: 0, None: 0}
+    taken, counts = [], Counter()
     for start in range(0, len(problems), needed):
         batch = problems[start : start + needed]
-        completions = sampler([example.student_prompt for example in batch], config.prefix_tokens, eos_ids,
-                              config.temperature, config.top_p, config.top_k,
-                              seed=rollout_seed(config, step, devices.rank) + start * 10**9)
-        for example, completion in zip(batch, completions):
-            right = grade_rollout(tokenizer, completion, example.row, eos_ids)
-            counts[right] += 1
-            if right is not None and config.arm in ("unfiltered", "correct" if right else "incorrect"):
-                taken.append((example, completion))
+        drawn = draw(sampler, tokenizer, batch, eos_ids, config,
+                     rollout_seed(config, step, devices.rank) + start * 10**9, counts)
+        taken += [(example, completion) for example, (completion, right) in zip(batch, drawn)
+                  if belongs(right, config.arm)]
         if len(taken) >= needed:
-            taken = taken[:needed]
-            drawn = dict(drawn=sum(counts.values()), drawn_right=counts[True], drawn_ungradable=counts[None])
-            return [example for example, _ in taken], [completion for _, completion in taken], drawn
+            batch, completions = map(list, zip(*taken[:needed]))
+            counts = sum(devices.gather([counts]), Counter())
+            return batch, completions, dict(drawn=counts.total(), drawn_right=counts[True],
+                                            drawn_ungradable=counts[None])
     raise UserError(
-        f"step {step + 1}: the {config.arm} arm starves: {len(taken)} of {needed} rollouts in {sum(counts.values())} "
-        f"draws ({counts[True]} correct, {counts[False]} incorrect, {counts[None]} cut before an answer); raise "
+        f"step {step + 1}: the {config.arm} arm starves: {len(taken)} of {needed} rollouts in {described(counts)}; raise "
         "--max_draws or --prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
 
 
+def draw_matched(sampler, tokenizer, examples, step, eos_ids, config, arms):
+    """This arm's rollouts of update `step`, on problems for which every arm's student gave a right and a wrong one.
+
+    arms: Devices of the processes, an arm each. The unfiltered arm takes a problem's first rollout with an answer.
+    Raises UserError where max_problems for each that is needed do not fill the batch.
+    """
+    stretch = config.max_problems * config.batch_size
+    problems = list(enumerate(examples))[step * stretch : (step + 1) * stretch]
+    taken, counts = {}, Counter()
+    for start in range(0, stretch, config.batch_size):
+        found = {number: {} for number, _ in problems[start : start + config.batch_size]}  # verdict -> first completion
+        for attempt in range(config.max_draws):
+            batch = [number for number, by_verdict in found.items() if len(by_verdict) < 2]
+            if not batch:
+                break
+            drawn = draw(sampler, tokenizer, [examples[number] for number in batch], eos_ids, config,
+                         rollout_seed(config, step, arms.rank) + (start * config.max_draws + attempt + 1) * 10**9, counts)
+            for number, (completion, right) in zip(batch, drawn):
+                if right is not None:
+                    found[number].setdefault(right, completion)  # in the order in which they came
+        both = arms.gather([{number for number, by_verdict in found.items() if len(by_verdict) == 2}])
+        for number in sorted(set.intersection(*both)):
+            taken[number] = next(completion for right, completion in found[number].items() if belongs(right, config.arm))
+        if len(taken) >= config.batch_size:
+            numbers = sorted(taken)[: config.batch_size]
+            return ([examples[number] for number in numbers], [taken[number] for number in numbers],
+                    dict(drawn=counts.total(), drawn_right=counts[True], drawn_ungradable=counts[None],
+                         tried=start + config.batch_size, problems=numbers))
+    raise UserError(
+        f"step {step + 1}: {len(taken)} of {config.batch_size} problems had a right and a wrong rollout from every arm, in "
+        f"{stretch} problems and {described(counts)} of the {config.arm} arm; raise --max_draws, --max_problems or "
+        "--prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
+
+
 def study(config, devices):
-    """Train one arm."""
+    """Train one arm, or with design matched all of them."""
     if config.method not in ("opd", "opsd"):
         raise UserError(f"--method {config.method}: the study is of opd and opsd")
-    if config.max_draws < 1:
-        raise UserError(f"--max_draws {config.max_draws}: must be at least 1")
-    train(config, devices, draw_filtered, config.max_draws)
+    for name in ("max_draws", "max_problems"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} {getattr(config, name)}: must be at least 1")
+    if config.design == "free":
+        return train(config, devices, draw_free, config.max_draws)
+    if devices.world != len(ARMS) or config.fsdp:
+        raise UserError(f"--design matched: trains {len(ARMS)} arms side by side, a process each; start with torchrun "
+                        f"--nproc_per_node {len(ARMS)} and without --fsdp")
+    config = replace(config, arm=ARMS[devices.rank], output_dir=f"{config.output_dir}/{ARMS[devices.rank]}")
+    newest = newest_checkpoint(Path(config.output_dir))
+    common = min(devices.gather([int(newest.name.split("-")[1]) if newest else 0]))
+    while config.resume and newest and int(newest.name.split("-")[1]) > common:  # another arm was stopped before its own
+        shutil.rmtree(newest)
+        newest = newest_checkpoint(Path(config.output_dir))
+
+    def draw_arm(sampler, tokenizer, examples, step, eos_ids, config, _):
+        return draw_matched(sampler, tokenizer, examples, step, eos_ids, config, devices)
+
+    train(config, Devices(devices.device), draw_arm, config.max_problems)
 
 
 if __name__ == "__main__":

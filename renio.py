@@ -820,11 +820,6 @@ def connect(config):
     kind = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if kind.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {kind}: this machine has no CUDA device; use --device cpu")
-    if config.batch_size % world:
-        raise UserError(f"--batch_size {config.batch_size}: must be a multiple of the {world} processes")
-    if config.method == "grpo" and config.batch_size // config.generations % world:
-        raise UserError(f"--batch_size {config.batch_size}: --generations {config.generations} make "
-                        f"{config.batch_size // config.generations} groups, which must be a multiple of the {world} processes")
     if config.fsdp and world == 1:
         raise UserError("--fsdp: one process has nothing to share; start with torchrun --nproc_per_node N")
     if world == 1:
@@ -1085,6 +1080,7 @@ def save(folder, model, tokenizer, writes, state=None):
         return
     aside = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
+    model.should_save_on_this_rank = lambda is_main_process: True  # transformers would leave it to rank 0
     model.save_pretrained(aside, state_dict=weights)
     tokenizer.save_pretrained(aside)
     if state:
@@ -1132,6 +1128,12 @@ def train(config, devices, draw=draw_rollouts, draws=1):
 
     draw: gives the rollouts of a step, as draw_rollouts does, from `draws` times as many examples as an update needs.
     """
+    if config.batch_size % devices.world:
+        raise UserError(f"--batch_size {config.batch_size}: must be a multiple of the {devices.world} processes")
+    groups = config.batch_size // config.generations
+    if config.method == "grpo" and groups % devices.world:
+        raise UserError(f"--batch_size {config.batch_size}: --generations {config.generations} make {groups} groups, which "
+                        f"must be a multiple of the {devices.world} processes")
     output_dir = Path(config.output_dir)
     writes = devices.rank == 0  # one process writes
     resumed = devices.gather([open_output(config) if writes else None])[0]

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, examples_of, write_run
+from test_devices import in_processes
+from torch.multiprocessing import ProcessRaisedException
 
 import filter_experiments
 import renio
@@ -104,7 +107,7 @@ def test_an_arm_trains_on_its_own_rollouts_and_as_many_as_any_other(tmp_path, to
     flags = renio.parse_config(["--method", "opsd", "--arm", arm, "--batch_size", "8", "--output_dir", str(tmp_path)],
                                filter_experiments.FilterConfig)
     examples = examples_of(flags, tokenizer, 2 * 8 * flags.max_draws)
-    batch, completions, drawn = filter_experiments.draw_filtered(functools.partial(sample, model), tokenizer, examples,
+    batch, completions, drawn = filter_experiments.draw_free(functools.partial(sample, model), tokenizer, examples,
                                                                  1, [1], flags, renio.Devices("cpu"))
     assert len(batch) == len(completions) == 8
     assert {half_right[tuple(c)] for c in completions} == seen
@@ -118,8 +121,49 @@ def test_an_arm_that_starves_says_so(tmp_path, tokenizer, model):
     flags = renio.parse_config(["--method", "opsd", "--arm", "correct", "--batch_size", "4", "--max_draws", "2",
                                 "--output_dir", str(tmp_path)], filter_experiments.FilterConfig)
     with pytest.raises(UserError, match="correct arm starves: 0 of 4 rollouts in 8 draws .*raise --max_draws"):
-        filter_experiments.draw_filtered(functools.partial(sample, model), tokenizer,
+        filter_experiments.draw_free(functools.partial(sample, model), tokenizer,
                                          examples_of(flags, tokenizer, 8), 0, [1], flags, renio.Devices("cpu"))
+
+
+def matched(devices, folder, *words):
+    flags = renio.parse_config(["--method", "opsd", "--design", "matched", "--batch_size", "4", "--max_steps", "3",
+                                "--save_steps", "1", "--prefix_tokens", "12", "--output_dir", str(folder), *words],
+                               filter_experiments.FilterConfig)
+    filter_experiments.study(flags, devices)
+
+
+def test_matched_arms_train_on_the_same_problems_and_differ_in_correctness_alone(tmp_path, monkeypatch):
+    def grade(tokenizer, completion, *_):
+        return (True, False, None)[sum(completion) % 3]
+
+    for module in (renio, filter_experiments):
+        monkeypatch.setattr(module, "grade_rollout", grade)
+    in_processes(3, tmp_path, matched, tmp_path / "run")
+    rows = {arm: rows_of(tmp_path / "run" / arm) for arm in filter_experiments.ARMS}
+    for step in range(3):
+        problems = [rows[arm][step]["problems"] for arm in rows]
+        assert problems[0] == problems[1] == problems[2] and len(set(problems[0])) == 4
+        assert 32 * step <= min(problems[0]) and max(problems[0]) < 32 * (step + 1)
+        assert [rows[arm][step]["rollout_accuracy"] for arm in ("correct", "incorrect")] == [1.0, 0.0]
+        assert [rows[arm][step]["graded"] for arm in rows] == [4, 4, 4]  # none that can't be graded
+    assert {row["rollout_accuracy"] for row in rows["unfiltered"]} - {0.0, 1.0}
+    # killed when one arm had written its last checkpoint and the others had not
+    for arm, lost in (("correct", 3), ("incorrect", 2), ("incorrect", 3), ("unfiltered", 3)):
+        shutil.rmtree(tmp_path / "run" / arm / f"checkpoint-{lost}")
+    in_processes(3, tmp_path, matched, tmp_path / "run", "--resume")
+    for arm in rows:
+        assert [(row["loss"], row["problems"]) for row in rows_of(tmp_path / "run" / arm)] == [
+            (row["loss"], row["problems"]) for row in rows[arm]]
+
+
+def test_matched_arms_that_starve_say_so(tmp_path, config):
+    with pytest.raises(ProcessRaisedException, match="0 of 4 problems had a right and a wrong rollout .*raise --max_draws"):
+        in_processes(3, tmp_path, matched, tmp_path / "run", "--max_draws", "1", "--max_problems", "2")
+
+
+def test_matched_arms_need_a_process_each(tmp_path):
+    with pytest.raises(UserError, match="--nproc_per_node 3"):
+        matched(renio.Devices("cpu"), tmp_path / "run")
 
 
 # --- run_all.sh -------------------------------------------------------------------------------------------------------

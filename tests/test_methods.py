@@ -164,7 +164,6 @@ def test_flags_of_grpo_are_checked(config, words, message):
         config("--method", "grpo", *words.split())
 
 
-def test_groups_stay_on_one_process(config, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "4")
+def test_groups_stay_on_one_process(config):
     with pytest.raises(UserError, match="2 groups, which must be a multiple of the 4 processes"):
-        renio.connect(config("--method", "grpo", "--batch_size", 16))
+        renio.train(config("--method", "grpo", "--batch_size", 16), Devices("cpu", 0, 4))
