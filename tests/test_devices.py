@@ -1,6 +1,7 @@
 """More than one process: the same update however the batch and the weights are spread over devices (gloo, CPU)."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -17,13 +18,18 @@ from renio import Devices
 
 
 def in_processes(world, folder, function, *args):
-    """Run function(devices, *args) in `world` forked processes that are connected to each other."""
+    """Run function(devices, *args) in `world` processes that are connected to each other.
+
+    They are forked from a server that has imported torch and no more: a fork of this process would inherit its threads.
+    """
     rendezvous = folder / f"rendezvous-{len(list(folder.iterdir()))}"
+    multiprocessing.set_forkserver_preload(["conftest", "filter_experiments"])
     torch.multiprocessing.start_processes(connected, (world, rendezvous, function, args), nprocs=world,
-                                          start_method="fork")
+                                          start_method="forkserver")
 
 
 def connected(rank, world, rendezvous, function, args):
+    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     try:
         function(Devices("cpu", rank, world), *args)
