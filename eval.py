@@ -15,23 +15,34 @@ The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 3
 """
 
 import argparse
+import ast
 import atexit
 import contextlib
 import functools
+import gzip
 import hashlib
+import importlib.metadata
+import inspect
 import json
+import math
 import os
 import random
 import re
+import resource
 import select
+import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
+import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -176,27 +187,30 @@ def load_tokenizer(name):
 
 
 def read_table(source, split="train"):
-    """Rows (dicts) of a local .json, .jsonl or .parquet file, or of a data set on the hub (name or name:config)."""
+    """Rows (dicts) of a .json, .jsonl, .jsonl.gz or .parquet file, or of a data set on the hub (name or name:config)."""
     path = Path(source)
-    if path.suffix not in (".json", ".jsonl", ".parquet"):
+    kind = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    if kind not in (".json", ".jsonl", ".jsonl.gz", ".parquet"):
         import datasets
 
         try:
             return list(datasets.load_dataset(*source.split(":"), split=split))
         except Exception as error:  # the hub's client raises many kinds; all of them mean the same to the user
-            raise UserError(f"{source} is neither a local .json, .jsonl or .parquet file nor a data set that the hub "
+            raise UserError(f"{source} is neither a local .json, .jsonl, .jsonl.gz or .parquet file nor a data set that the hub "
                             f"gives: {str(error).splitlines()[0]}") from None
     if not path.exists():
         raise UserError(f"{source}: no such file")
-    if path.suffix == ".parquet":
+    if kind == ".parquet":
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(path).to_pylist()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{source}: not UTF-8 text at byte {error.start}") from None
-    if path.suffix == ".json":
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{source}: can't be read: {error}") from None
+    if kind == ".json":
         try:
             rows = json.loads(text)
         except json.JSONDecodeError as error:
@@ -243,30 +257,72 @@ def read_problems(source, split="train", need_solution=False):
     return rows
 
 
-BENCHMARKS = {  # name -> hub name, split, file name in --data_dir
-    "aime24": ("HuggingFaceH4/aime_2024", "train", "aime_2024.jsonl"),
-    "aime25": ("yentinglin/aime_2025", "train", "aime_2025.jsonl"),
-    "hmmt25": ("MathArena/hmmt_feb_2025", "train", "hmmt_feb_2025.jsonl"),
-    "amc23": ("math-ai/amc23", "test", "amc23.jsonl"),
-    "math500": ("HuggingFaceH4/MATH-500", "test", "math_500.jsonl"),
-    "minerva": ("math-ai/minervamath", "test", "minervamath.jsonl"),
-    "gsm8k": ("openai/gsm8k:main", "test", "gsm8k_test.jsonl"),
+class Benchmark(NamedTuple):
+    """Where a benchmark comes from, what its columns are called, and what may be done with it."""
+
+    task: str  # which prompt and which grader: arith and math by the answer, code by the row's test
+    hub_name: str
+    split: str
+    file: str  # its name in --data_dir
+    problem: str  # column
+    gold: str  # column of the answer; for code of a solution
+    licence: str
+
+
+BENCHMARKS = {
+    "arith": Benchmark("arith", "", "test", "", "problem", "answer", "made here"),
+    "aime24": Benchmark("math", "HuggingFaceH4/aime_2024", "train", "aime_2024.jsonl", "problem", "answer", "© MAA"),
+    "aime25": Benchmark("math", "yentinglin/aime_2025", "train", "aime_2025.jsonl", "problem", "answer", "© MAA"),
+    "hmmt25": Benchmark("math", "MathArena/hmmt_feb_2025", "train", "hmmt_feb_2025.jsonl", "problem", "answer",
+                        "© HMMT, CC-BY-NC-SA-4.0"),
+    "amc23": Benchmark("math", "math-ai/amc23", "test", "amc23.jsonl", "question", "answer", "© MAA"),
+    "math500": Benchmark("math", "HuggingFaceH4/MATH-500", "test", "math_500.jsonl", "problem", "answer", "MIT"),
+    "minerva": Benchmark("math", "math-ai/minervamath", "test", "minervamath.jsonl", "question", "answer",
+                         "derived from MIT OpenCourseWare"),
+    "gsm8k": Benchmark("math", "openai/gsm8k:main", "test", "gsm8k_test.jsonl", "question", "answer", "MIT"),
+    "humaneval+": Benchmark("code", "evalplus/humanevalplus", "test", "HumanEvalPlus-OriginFmt-v0.1.10.jsonl.gz",
+                            "prompt", "canonical_solution", "Apache-2.0"),
+    "mbpp+": Benchmark("code", "evalplus/mbppplus", "test", "MbppPlus-OriginFmt-v0.2.0.jsonl.gz", "prompt", "code",
+                       "Apache-2.0"),
 }
 
 
 def load_benchmark(name, data_dir=None, limit=None):
-    """Problems of a benchmark: of `arith` the first `limit` (500) test problems, else from data_dir or the hub."""
-    if name == "arith":
-        return arith_rows(limit or 500, split="test")
+    """The first `limit` problems of a benchmark as dicts of problem, solution and answer, for code also the `test` row.
+
+    Of `arith` 500 test problems without a limit. Others come from data_dir or the hub. Raises UserError for an unknown
+    benchmark and for a row that can't be asked or graded.
+    """
     if name not in BENCHMARKS:
-        raise UserError(f"--benchmarks {name}: unknown; known are arith, {', '.join(BENCHMARKS)}")
-    hub_name, split, file_name = BENCHMARKS[name]
-    source = str(Path(data_dir) / file_name) if data_dir else hub_name
-    rows = read_problems(source, split)[:limit]
-    for number, row in enumerate(rows, start=1):
-        if row["answer"] is None:
-            raise UserError(f"{source}, row {number}: no answer to grade against")
+        raise UserError(f"--benchmarks {name}: unknown; known are {', '.join(BENCHMARKS)}")
+    benchmark = BENCHMARKS[name]
+    if benchmark.task == "arith":
+        return arith_rows(limit or 500, split="test")
+    source = str(Path(data_dir) / benchmark.file) if data_dir else benchmark.hub_name
+    rows = []
+    for number, raw in enumerate(read_table(source, benchmark.split)[:limit], start=1):
+        if not isinstance(raw, dict):
+            raise UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
+        for column in (benchmark.problem, benchmark.gold, *(("test",) if benchmark.task == "code" else ())):
+            if not str(raw.get(column) or "").strip():
+                raise UserError(f"{source}, row {number}: nothing in the column {column}")
+        if benchmark.task == "code":
+            rows.append(dict(problem=code_problem(raw), answer=None, test=raw,
+                             solution=raw[benchmark.gold] if "code" in raw else raw["prompt"] + raw[benchmark.gold]))
+        else:
+            solution, hashes, answer = str(raw[benchmark.gold]).rpartition("####")  # GSM8K's answer stands behind these
+            rows.append(dict(problem=raw[benchmark.problem], answer=answer.strip(),
+                             solution=raw[benchmark.gold] if hashes else raw.get("solution")))
+    if not rows:
+        raise UserError(f"{source}: no rows")
     return rows
+
+
+def code_problem(row):
+    """What a model is asked for a row of HumanEval+ or MBPP+; of the latter with a test, which names the function."""
+    if "entry_point" in row:
+        return f"Complete this Python function.\n\n```python\n{row['prompt'].strip()}\n```"
+    return f"{row['prompt'].strip()} The program must pass this test:\n\n```python\n{row['test_list'][0]}\n```"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -308,26 +364,37 @@ def extract_boxed(text):
     return found if found is not None else last_box(text)
 
 
+class Verdict(NamedTuple):
+    """Of a grader: whether an answer is right, and why or why not, in one line."""
+
+    passed: bool
+    reason: str
+
+
 def grade_math(text, gold, timeout=10.0):
-    r"""Whether the last \boxed{} of `text` is mathematically equal to `gold` (math-verify). No box is wrong.
+    r"""Whether the last \boxed{} of `text` is mathematically equal to `gold` (math-verify). No box is wrong."""
+    return math_verdict(text, gold, timeout).passed
+
+
+def math_verdict(text, gold, timeout=10.0):
+    """grade_math with its reason: equal, different, no box, unparsable (what can't be decided is wrong).
 
     Equal strings and plain numbers are compared here. All else goes to a worker process that is killed after
-    `timeout` seconds, so that no answer, such as 9^{9^{9}}, can hang or crash the caller; what can't be decided is
-    wrong.
+    `timeout` seconds, so that no answer, such as 9^{9^{9}}, can hang or crash the caller.
     """
     answer = extract_boxed(text)
     if answer is None:
-        return False
+        return Verdict(False, "no box")
     boxed_gold = extract_boxed(gold)
     answer, gold = _clean(answer), _clean(gold if boxed_gold is None else boxed_gold)
-    if answer == gold:
-        return True
     numbers = [_plain_number(answer), _plain_number(gold)]
-    if None not in numbers:
-        return numbers[0] == numbers[1]
-    if len(answer) > 1000:  # no answer of a benchmark is that long, and the parser's time grows with it
-        return False
-    return _ask_worker(_scientific(answer), _scientific(gold), timeout)
+    if answer == gold or None not in numbers:
+        equal = answer == gold or numbers[0] == numbers[1]
+    elif len(answer) > 1000:  # no answer of a benchmark is that long, and the parser's time grows with it
+        equal = None
+    else:
+        equal = _ask_worker(_scientific(answer), _scientific(gold), timeout)
+    return Verdict(equal is True, {True: "equal", False: "different", None: "unparsable"}[equal])
 
 
 def _clean(answer):
@@ -369,16 +436,14 @@ def _ask_worker(answer, gold, timeout):
                 return json.loads(line)
             _worker.kill()
             _worker.wait()
-            return False
+            return None
         except BrokenPipeError:
             _worker.wait()
-    return False
+    return None
 
 
 def grade_worker():
-    """`python eval.py grade`: reads a JSON pair [answer, gold] a line and prints true or false for it."""
-    import resource
-
+    """`python eval.py grade`: reads a JSON pair [answer, gold] a line, prints whether they are equal, null if unparsable."""
     from math_verify import parse, verify
 
     resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
@@ -387,10 +452,340 @@ def grade_worker():
         try:
             # the caller's limit is a hard one, so math-verify's own, which work in main threads only, are off
             sides = [parse(f"\\boxed{{{side}}}", parsing_timeout=None) for side in (gold, answer)]
-            equal = bool(all(sides) and verify(*sides, timeout_seconds=None))
-        except Exception:  # whatever an odd answer does to the parser, it is not equal
-            equal = False
+            equal = bool(verify(*sides, timeout_seconds=None)) if all(sides) else None
+        except Exception:  # whatever an odd answer does to the parser
+            equal = None
         print(json.dumps(equal), flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Code grader. Two processes a verdict. The judge, on the trusted side, runs the row's test; where the test calls the
+# solution, the call goes by pipe to the sandbox, a process that has the program and the arguments of that call, and
+# nothing else: not the test, no file but Python's own, no network, no way to start or signal a process. What comes back
+# is made of plain values, so a program can do no more than answer rightly or wrongly.
+
+
+def grade_code(row, completion, timeout=10.0):
+    """Whether the program in `completion` passes the test of a row of evalplus/humanevalplus or evalplus/mbppplus.
+
+    row: with test, and entry_point and prompt (HumanEval+) or code and test_list (MBPP+).
+    completion: the model's text; its last fenced block outside thinking is the program, or all of it where there is none.
+    timeout: seconds that the program may take in all, the judge's own time not counted.
+    Returns a Verdict, whose reason is one line. Where the system lacks a protection, warns once what is missing.
+    """
+    job = dict(row=row, program=solution_program(row, completion), timeout=timeout)
+    with subprocess.Popen([sys.executable, __file__, "judge"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, start_new_session=True) as judging:
+        try:
+            said, errors = judging.communicate(json.dumps(job), timeout=2 * timeout + 60)
+        except subprocess.TimeoutExpired:  # a plain value can still be slow to compare
+            return Verdict(False, "timeout: the test did not end")
+        finally:
+            judging.kill()  # the sandbox dies with it
+    try:
+        passed, reason, missing = json.loads(said)
+    except ValueError:
+        return Verdict(False, f"the judge ended without a verdict: {(errors.strip().splitlines() or [''])[-1]}")
+    _warn_of_missing(tuple(missing))
+    return Verdict(passed, reason)
+
+
+@functools.cache  # once
+def _warn_of_missing(missing):
+    if missing:
+        print(f"warning: model-written code runs without {', '.join(missing)} here; run it on Linux 5.13 or later, or "
+              "in a container", file=sys.stderr)
+
+
+def solution_program(row, completion):
+    """The program to run: what stands before the entry point in the prompt, such as its imports, then the answer.
+
+    An answer without the entry point (of HumanEval+) is the body of the prompt's function.
+    """
+    text = re.sub(r"<think>.*?(?:</think>|\Z)", " ", completion, flags=re.DOTALL).rpartition("</think>")[2]
+    blocks = re.findall(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    code = blocks[-1] if blocks else text
+    if "entry_point" not in row:
+        return code
+    opening = re.compile(rf"^(async )?def {row['entry_point']}\b", re.MULTILINE)
+    if opening.search(code):
+        return row["prompt"][: opening.search(row["prompt"]).start()] + "\n" + code
+    indented = code if re.match(r"\s*\n?[ \t]", code) else textwrap.indent(code, "    ")
+    return row["prompt"].rstrip() + "\n" + indented
+
+
+def tested_functions(row):
+    """Names of the solution's functions that the row's test calls."""
+    if "entry_point" in row:
+        return [row["entry_point"]]
+    defined = {node.name for node in ast.parse(row["code"]).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    called = {node.id for node in ast.walk(ast.parse("\n".join(row["test_list"]))) if isinstance(node, ast.Name)}
+    return sorted(defined & called)
+
+
+class SolutionFailed(BaseException):  # the tests' own `except Exception` must not catch it
+    """The program did not answer a call: its one-line message is the verdict's reason."""
+
+
+def judge():
+    """`python eval.py judge`: reads a job from standard input, prints [passed, reason, protections missing]."""
+    job = json.load(sys.stdin)
+    row, real_stdout = job["row"], sys.stdout
+    sys.stdout = sys.stderr  # a test that prints must not speak for the judge
+    with contextlib.suppress(ValueError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    solution = Sandbox(job["timeout"])
+    try:
+        solution.start(job["program"], tested_functions(row))
+        names = {name: functools.partial(solution.call, name) for name in tested_functions(row)}
+        scope = dict(names, __name__="__main__")
+        imports = [ast.unparse(node) for node in ast.parse(row.get("code", "")).body
+                   if isinstance(node, (ast.Import, ast.ImportFrom))]  # which MBPP's tests use too
+        base = "\n".join([*imports, *row.get("test_imports", ()), *row.get("test_list", ())])
+        for test in (base, row["test"]):
+            exec(compile(test, "<test>", "exec"), scope)
+        if "entry_point" in row:
+            scope["check"](names[row["entry_point"]])
+        verdict = True, "passed"
+    except SolutionFailed as failed:
+        verdict = False, str(failed)
+    except AssertionError as error:
+        verdict = False, f"wrong answer{f': {error}' if str(error) else ''}"
+    except Exception as error:  # the test could not work with what came back
+        verdict = False, f"the test failed on an answer with {type(error).__name__}: {error}"
+    finally:
+        solution.close()
+    print(json.dumps([verdict[0], " ".join(verdict[1].split())[:300], solution.missing]), file=real_stdout)
+
+
+class Sandbox:
+    """The process that runs a model's program, seen from the judge. timeout: seconds that it may take in all."""
+
+    REPLY_LIMIT = 64 << 20  # bytes
+
+    def __init__(self, timeout):
+        self.left, self.missing = timeout, []
+        self.folder = tempfile.TemporaryDirectory()
+        source = "\n".join([*map(inspect.getsource, (encode, decode, confine, serve)), "serve()"])
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-c", source, str(math.ceil(timeout) + 1), str(os.getpid())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=self.folder.name,
+            start_new_session=True,
+            env=dict(PATH="/usr/bin:/bin", LANG="C.UTF-8", HOME=self.folder.name, OMP_NUM_THREADS="1",
+                     OPENBLAS_NUM_THREADS="1"))
+        signal.signal(signal.SIGALRM, self.time_over)
+
+    def time_over(self, *_):
+        raise SolutionFailed("timeout")
+
+    def start(self, program, functions):
+        self.missing = self.ask("confine")
+        undefined = self.ask(dict(program=program, functions=functions))
+        if undefined:
+            raise SolutionFailed(f"the program defines no {', '.join(undefined)}")
+
+    def call(self, name, *args, **kwargs):
+        return self.ask(dict(name=name, args=list(args), kwargs=kwargs))
+
+    def ask(self, question):
+        line = json.dumps(encode(question)).encode() + b"\n"
+        began = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, max(self.left, 1e-3))
+        try:
+            self.process.stdin.write(line)
+            self.process.stdin.flush()
+            reply = self.process.stdout.readline(self.REPLY_LIMIT)
+        except BrokenPipeError:
+            reply = b""
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self.left -= time.monotonic() - began
+        if not reply:
+            raise SolutionFailed(f"the program ended before it answered ({self.ending()})")
+        try:
+            kind, value = decode(reply)
+        except Exception:  # whatever a program writes into its pipe
+            raise SolutionFailed(f"no plain value came back within {self.REPLY_LIMIT >> 20} MB") from None
+        if kind != "value":
+            raise SolutionFailed(str(value))
+        return value
+
+    def ending(self):
+        try:
+            status = self.process.wait(1)
+        except subprocess.TimeoutExpired:
+            return "it closed its pipe"
+        return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+    def close(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.folder.cleanup()
+
+
+def encode(value):
+    """A plain value as what JSON can hold; what it can't becomes {kind: content}. Raises TypeError for all else."""
+    kind = type(value)
+    if kind is int and value.bit_length() > 64:
+        return {"int": hex(value)}  # in decimals Python refuses the longest
+    if kind in (int, str, float, bool, type(None)):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = list(value)
+        kinds = {*map(type, items)}
+        if not kinds <= {int, str, float, bool, type(None)} or int in kinds and any(
+                type(item) is int and item.bit_length() > 64 for item in items):
+            items = [encode(item) for item in items]
+        if isinstance(value, list):
+            return items
+        return {next(c.__name__ for c in (tuple, set, frozenset) if isinstance(value, c)): items}
+    if isinstance(value, dict):
+        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    for plain in (int, float, str):
+        if isinstance(value, plain):  # a subclass, such as numpy.float64
+            return encode(plain(value))
+    if (kind.__module__, kind.__name__) == ("re", "Match"):
+        return value.group()  # MBPP's own solutions return one, and its tests look at its truth only
+    if kind.__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        return encode(value.item())
+    raise TypeError(f"an answer of type {kind.__name__}: only numbers, strings, None and containers of them count")
+
+
+def decode(text):
+    """The value that `encode` made the JSON text of. It is made of plain values, whatever the text."""
+    import json
+
+    makers = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict, "int": lambda digits: int(digits, 16),
+              "complex": lambda parts: complex(*parts)}
+
+    def untag(tagged):
+        [(kind, content)] = tagged.items()
+        return makers[kind](content)
+
+    return json.loads(text, object_hook=untag)
+
+
+def serve():
+    """The sandbox's own main: confines itself, runs the program, answers calls. Its source goes there by itself."""
+    import io
+    import json
+    import os
+    import sys
+
+    questions, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):  # what the program prints goes nowhere, however much it is
+        os.dup2(null, stream)
+    sys.stdin, sys.stdout, sys.stderr = io.StringIO(), open(os.devnull, "w"), open(os.devnull, "w")
+    scope = {"__name__": "solution", "__builtins__": __builtins__}
+
+    def answer(question):
+        if question == "confine":
+            return confine(int(sys.argv[1]), int(sys.argv[2]))
+        if "program" in question:
+            exec(compile(question["program"], "<solution>", "exec"), scope)
+            return [name for name in question["functions"] if not callable(scope.get(name))]
+        return scope[question["name"]](*question["args"], **question["kwargs"])
+
+    for line in questions:
+        try:
+            reply = json.dumps(["value", encode(answer(decode(line)))])
+        except MemoryError:
+            reply = json.dumps(["error", "out of memory"])
+        except BaseException as error:  # SystemExit too: a program must not end instead of answering
+            reply = json.dumps(["error", f"{type(error).__name__}: {error}"[:300]])
+        replies.write(reply.encode() + b"\n")
+        replies.flush()
+
+
+def confine(cpu_seconds, judge_id):
+    """Take from this process, for good, what a solution does not need; returns the names of protections missing here.
+
+    Limits of processor time, memory and files; no privileges, no new process, no signals or sockets (seccomp); of all
+    files only those of Python, read-only (Landlock). Dies with the judge.
+    """
+    import ctypes
+    import os
+    import platform
+    import resource
+    import signal
+    import struct
+    import sys
+
+    missing = []
+    for name, limit in (("CPU", cpu_seconds), ("AS", 2 << 30), ("FSIZE", 0), ("NOFILE", 64), ("CORE", 0)):
+        try:
+            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
+        except (AttributeError, OSError, ValueError):  # macOS has no limit of memory
+            missing.append(f"a limit of {name}")
+    libc = ctypes.CDLL(None, use_errno=True)
+    arch = platform.machine()
+    numbers = {  # of the system calls that are refused; aarch64 has no fork, chmod and the like but their successors
+        "x86_64": (0xC000003E, 56, 302, [
+            57, 58, 59, 322,  # fork, vfork, execve, execveat
+            41, 42, 49, 53, 29, 64, 68, 240, 319,  # socket, connect, bind, socketpair, shared memory, queues, memfd
+            62, 200, 234, 129, 297, 424, 434,  # kill and its kin
+            101, 310, 311, 425, 321, 298, 323, 248, 249, 250,  # ptrace, memory of others, io_uring, bpf, perf, keys
+            165, 166, 272, 308, 161, 155, 135,  # mount, umount, unshare, setns, chroot, pivot_root, personality
+            90, 91, 268, 452, 92, 93, 94, 260, 132, 235, 261, 280,  # chmod, chown, utime
+            188, 189, 190, 197, 198, 199, 141, 251, 203, 144, 314]),  # extended attributes, priorities
+        "aarch64": (0xC00000B7, 220, 261, [
+            221, 281, 198, 203, 200, 199, 194, 190, 186, 180, 279, 129, 130, 131, 138, 240, 424, 434,
+            117, 270, 271, 425, 280, 241, 282, 217, 218, 219, 40, 39, 97, 268, 51, 41, 92,
+            52, 53, 452, 55, 54, 88, 5, 6, 7, 14, 15, 16, 140, 30, 122, 119, 274])}
+    linux = sys.platform == "linux" and arch in numbers
+    if linux:
+        libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if os.getppid() != judge_id:
+            os._exit(1)  # it died before that
+        libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, which the two below ask for
+        libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+
+    # Landlock: reading of Python's files only; each version of it knows more kinds of access
+    version = libc.syscall(444, None, 0, 1) if linux else -1
+    if version < 1:
+        missing.append("read protection of files (Landlock)")
+    else:
+        kinds = {1: 13, 2: 14}.get(version, 15) if version < 5 else 16
+        rules = struct.pack("QQQ", (1 << kinds) - 1, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
+        size = 8 if version < 4 else 16 if version < 6 else 24
+        ruleset = libc.syscall(444, rules, ctypes.c_size_t(size), 0)
+        for path in (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__), "/lib", "/lib64", "/usr/lib",
+                     "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/dev/null", "/dev/urandom"):
+            if os.path.exists(path):
+                place = os.open(path, os.O_PATH)
+                access = 1 << 2 | (1 << 3 if os.path.isdir(path) else 0)  # read a file, list a folder
+                libc.syscall(445, ruleset, 1, struct.pack("=Qi", access, place), 0)
+                os.close(place)
+        if libc.syscall(446, ruleset, 0):
+            missing.append("read protection of files (Landlock)")
+        os.close(ruleset)
+
+    # seccomp: a filter of (code, true, false, value), jumps counted from the next line
+    filtered = False
+    if linux:
+        audit, clone, prlimit, refused = numbers[arch]
+        load, equal, some, at_least, end = 0x20, 0x15, 0x45, 0x35, 0x06
+        refuse, allow, unknown = 0x00050000 | 1, 0x7FFF0000, 0x00050000 | 38  # EPERM; ENOSYS makes libc try clone
+        program = [(load, 0, 0, 4), (equal, 1, 0, audit), (end, 0, 0, refuse), (load, 0, 0, 0),
+                   (at_least, 0, 1, 0x40000000), (end, 0, 0, refuse),  # the x32 numbering
+                   (equal, 0, 1, 435), (end, 0, 0, unknown),  # clone3, whose flags a filter can't see
+                   (equal, 0, 4, clone), (load, 0, 0, 16), (some, 1, 0, 0x10000), (end, 0, 0, refuse),  # but threads
+                   (end, 0, 0, allow),
+                   (equal, 0, 4, prlimit), (load, 0, 0, 16), (equal, 1, 0, 0), (end, 0, 0, refuse),  # but one's own
+                   (end, 0, 0, allow)]
+        for number in refused:
+            program += [(equal, 0, 1, number), (end, 0, 0, refuse)]
+        program.append((end, 0, 0, allow))
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+        header = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
+        filtered = libc.prctl(22, 2, header, 0, 0) == 0  # PR_SET_SECCOMP
+    if not filtered:
+        missing.append("a ban on processes, signals and the network (seccomp)")
+    return missing
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -412,6 +807,17 @@ def bootstrap_interval(values, resamples=10_000, level=0.95):
     seeds, problems = (rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n for n in values.shape)
     means = ((seeds @ values) * problems).sum(axis=1)
     return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+
+
+def paired_p_value(differences, resamples=10_000):
+    """Two-sided p-value of the mean of paired differences, one a problem, being 0: random changes of their signs.
+
+    Counts the observed signs as one of the draws, so that it is never 0.
+    """
+    differences = np.asarray(differences, dtype=float)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(resamples, len(differences)))
+    extreme = np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9
+    return float((1 + extreme.sum()) / (1 + resamples))
 
 
 def majority_answer(answers):
@@ -702,46 +1108,50 @@ def evaluate(args):
     for name, rows in benchmarks.items():
         if args.privileged and not all(row["solution"] for row in rows):
             raise UserError(f"--privileged: {name} has no worked solutions to put in the prompt")
-    settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "data_dir", "vllm_memory")}
-    settings["checksums"] = {name: checksum(rows) for name, rows in benchmarks.items()}
-    done = resume_partial(partial, settings)
     tokenizer = load_tokenizer(args.model)
-    tasks = {name: "arith" if name == "arith" else "math" for name in benchmarks}
-    prompts_of = {name: [prompt_ids(tokenizer, tasks[name], row, args.thinking, args.privileged) for row in rows]
+    prompts_of = {name: [prompt_ids(tokenizer, BENCHMARKS[name].task, row, args.thinking, args.privileged) for row in rows]
                   for name, rows in benchmarks.items()}
+    longest = max(len(prompt) for prompts in prompts_of.values() for prompt in prompts) + args.max_new_tokens
     if args.engine == "vllm":
-        longest = max(len(prompt) for prompts in prompts_of.values() for prompt in prompts)
         lora_r = json.loads((Path(args.adapter) / "adapter_config.json").read_text())["r"] if args.adapter else 0
-        model = sampler = VllmSampler("--engine", args.model, args.dtype, args.device, longest + args.max_new_tokens,
-                                      args.vllm_memory, lora_r)
+        model = sampler = VllmSampler("--engine", args.model, args.dtype, args.device, longest, args.vllm_memory, lora_r)
         if args.adapter:
             sampler.load_adapter(args.adapter)
+        batch_size = args.batch_size  # vLLM has its own bounds of memory
     else:
         model = load_model(args.model, args.dtype, args.device, args.adapter)
         sampler = functools.partial(sample, model)
+        batch_size = min(args.batch_size, rows_that_fit(model, longest, args.device))
+        if batch_size < args.batch_size:
+            print(f"--batch_size {args.batch_size}: {batch_size} instead, as many as {longest} tokens each leave room for")
+    settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "data_dir", "vllm_memory")}
+    settings |= dict(batch_size=batch_size, checksums={name: checksum(rows) for name, rows in benchmarks.items()},
+                     prompts={name: tokenizer.decode(prompts[0]) for name, prompts in prompts_of.items()},
+                     versions={name: importlib.metadata.version(name) for name in {"torch", args.engine}})
+    done = resume_partial(partial, settings)
     eos_ids = end_ids(model, tokenizer)
     results = []
-    with partial.open("a", encoding="utf-8") as log:
+    print(f"first prompt: {settings['prompts'][args.benchmarks[0]]!r}", flush=True)
+    with partial.open("a", encoding="utf-8") as log, ThreadPoolExecutor(os.cpu_count()) as pool:
         for name, rows in benchmarks.items():
             prompts = prompts_of[name]
-            if not results:
-                print(f"first prompt of {name}: {tokenizer.decode(prompts[0])!r}", flush=True)
+            task = BENCHMARKS[name].task
             for decoding in args.decoding:
-                n = args.n if decoding == "sampled" else 1
+                n = 1 if decoding == "greedy" else args.n or (4 if task == "code" else SCALES[args.scale]["n"])
                 order = sorted((p for p in range(len(rows)) for _ in range(n)), key=lambda p: -len(prompts[p]))
                 answers = [[] for _ in rows]
                 bar = tqdm(total=len(order), desc=f"{args.label} {name} {decoding}", unit="answer", mininterval=1.0)
                 right = count = tokens = 0
-                for start in range(0, len(order), args.batch_size):
+                for start in range(0, len(order), batch_size):
                     key = f"{name} {decoding} {start}"
-                    batch = order[start : start + args.batch_size]
+                    batch = order[start : start + batch_size]
                     if key not in done:
                         began = time.perf_counter()
                         completions = sampler([prompts[p] for p in batch], args.max_new_tokens, eos_ids,
                                               args.temperature if decoding == "sampled" else 0, args.top_p, args.top_k,
                                               seed=args.seed * 1_000_000 + start)
-                        graded = [grade_answer(tokenizer, c, rows[p]["answer"], eos_ids)
-                                  for p, c in zip(batch, completions)]
+                        grade = functools.partial(grade_answer, tokenizer, eos_ids, task)
+                        graded = list((pool.map if task == "code" else map)(grade, completions, [rows[p] for p in batch]))
                         done[key] = dict(answers=graded, seconds=time.perf_counter() - began)
                         log.write(json.dumps({"key": key, **done[key]}) + "\n")
                         log.flush()
@@ -756,13 +1166,49 @@ def evaluate(args):
                 results.append(dict(
                     benchmark=name, decoding=decoding, n=n, **summarize(answers),
                     seconds=sum(done[k]["seconds"] for k in done if k.startswith(f"{name} {decoding} ")),
-                    problems=[dict(row, answers=a) for row, a in zip(rows, answers)]))
+                    problems=[dict({k: v for k, v in row.items() if k != "test"}, answers=a)
+                              for row, a in zip(rows, answers)]))
     write_json(output, dict(label=args.label, train_seed=args.train_seed, settings=settings, results=results))
     partial.unlink()
     for r in results:
-        print(f"{args.label} {r['benchmark']} {r['decoding']}: Avg@{r['n']} {100 * r['avg']:.1f} "
-              f"[{100 * r['avg_interval'][0]:.1f}, {100 * r['avg_interval'][1]:.1f}], {r['length']:.1f} tokens, "
-              f"{100 * r['truncation_rate']:.1f} % truncated -> {output}")
+        print(f"{args.label} {r['benchmark']} {r['decoding']}: Avg@{r['n']} {percent(r['avg'], r['avg_interval'])}, "
+              f"{r['length']:.1f} tokens, {100 * r['truncation_rate']:.1f} % truncated -> {output}")
+
+
+def evaluate_checkpoints(args):
+    """Score every checkpoint-N of the run in args.checkpoints, each into its own eval.json; those that have one stay."""
+    folders = sorted(Path(args.checkpoints).glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.split("-")[1]))
+    if not folders:
+        raise UserError(f"--checkpoints {args.checkpoints}: no checkpoint-N in it")
+    for folder in folders:
+        if (folder / "eval.json").exists():
+            continue
+        own = argparse.Namespace(**vars(args) | dict(output=folder / "eval.json", checkpoints=None))
+        if (folder / "adapter_config.json").exists():
+            own.adapter = str(folder)
+        else:
+            own.model = str(folder)
+        evaluate(own)
+        VllmSampler.close()
+
+
+def rows_that_fit(model, tokens, device):
+    """How many answers of so many tokens, prompt included, half of the device's memory holds beside the model."""
+    shape, width = model.config, next(model.parameters()).element_size()
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    row = tokens * shape.num_hidden_layers * 2 * heads * head_size * width + 6 * shape.vocab_size * 4  # cache, logits
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return max(1, int((device_memory(device) * 1e9 / 2 - weights) // row))
+
+
+def device_memory(device):
+    """GB that the device has in all."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_properties(device).total_memory / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 def write_json(path, value):
@@ -774,7 +1220,7 @@ def write_json(path, value):
 
 def checksum(rows):
     """Names a set of problems: two scores are comparable where it is the same."""
-    text = json.dumps([[row["problem"], row["answer"]] for row in rows])
+    text = json.dumps([[row["problem"], row["answer"], *([row["test"]] if "test" in row else [])] for row in rows])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -790,30 +1236,66 @@ def resume_partial(partial, settings):
     return {}
 
 
-def grade_answer(tokenizer, completion, gold, eos_ids):
+def grade_answer(tokenizer, eos_ids, task, completion, row):
+    """What is recorded of an answer (token ids) to a row of a benchmark."""
     text = tokenizer.decode(completion, skip_special_tokens=True)
-    return dict(text=text, boxed=extract_boxed(text), right=grade_math(text, gold), tokens=len(completion),
-                truncated=completion[-1] not in eos_ids, markers=count_markers(text))
+    verdict = grade_code(row["test"], text) if task == "code" else math_verdict(text, row["answer"])
+    return dict(text=text, boxed=None if task == "code" else extract_boxed(text), right=verdict.passed,
+                reason=verdict.reason, tokens=len(completion), truncated=completion[-1] not in eos_ids,
+                markers=count_markers(text))
 
 
 def summarize(answers):
-    """Scores of one benchmark from the answers (a list a problem), fractions with 95 % intervals over problems."""
+    """Scores of one benchmark from the answers (a list a problem), fractions with 95 % intervals over problems.
+
+    Answers to code problems have no box, so that nothing but None is there to vote on: their majority is None.
+    """
     n = len(answers[0])
     flat = [a for row in answers for a in row]
     right = [sum(a["right"] for a in row) for row in answers]
-    average = [c / n for c in right]
-    majority = []
-    for row in answers:
-        chosen = majority_answer([a["boxed"] for a in row])
-        majority.append(chosen is not None and next(a["right"] for a in row if a["boxed"] == chosen))
-    return dict(
-        avg=float(np.mean(average)), avg_interval=bootstrap_interval(average),
-        **{f"pass@{k}": float(np.mean([pass_at_k(n, c, k) for c in right])) for k in sorted({1, 2, 4, 8, n}) if k <= n},
-        majority=float(np.mean(majority)), majority_interval=bootstrap_interval(majority),
+    per_problem = dict(avg=[c / n for c in right])
+    for k in sorted({1, 2, 4, 8, n}):
+        if k <= n:
+            per_problem[f"pass@{k}"] = [pass_at_k(n, c, k) for c in right]
+    if any(a["boxed"] is not None for a in flat):
+        chosen = [majority_answer([a["boxed"] for a in row]) for row in answers]
+        per_problem["majority"] = [c is not None and next(a["right"] for a in row if a["boxed"] == c)
+                                   for c, row in zip(chosen, answers)]
+    scores = dict(majority=None, majority_interval=None)
+    for name, values in per_problem.items():
+        scores |= {name: float(np.mean(values)), f"{name}_interval": bootstrap_interval(values)}
+    return scores | dict(
         length=float(np.mean([a["tokens"] for a in flat])),
         truncation_rate=float(np.mean([a["truncated"] for a in flat])),
         format_rate=float(np.mean([a["boxed"] is not None for a in flat])),
+        unparsable_rate=float(np.mean([a["reason"] == "unparsable" for a in flat])),
         markers=float(np.mean([a["markers"] for a in flat])))
+
+
+def compare(path, other_path):
+    """Print what the second evaluation scores beyond the first, paired by problem.
+
+    Raises UserError for files that are no evaluations, and for evaluations of different problems.
+    """
+    runs = []
+    for name in (path, other_path):
+        try:
+            runs.append(json.loads(Path(name).read_text(encoding="utf-8")))
+            results = {(r["benchmark"], r["decoding"]): [np.mean([a["right"] for a in p["answers"]])
+                                                         for p in r["problems"]] for r in runs[-1]["results"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"compare {name}: not a file that eval.py wrote ({type(error).__name__}: {error})") from None
+        runs[-1]["scores"] = results
+    both = [key for key in runs[0]["scores"] if key in runs[1]["scores"]]
+    if not both:
+        raise UserError(f"compare: {path} and {other_path} have no benchmark and decoding in common")
+    for benchmark, decoding in both:
+        same_problems(runs, benchmark)
+        ours, theirs = (np.array(run["scores"][benchmark, decoding]) for run in runs)
+        difference = theirs - ours
+        print(f"{benchmark} {decoding}: {runs[1]['label']} {percent(theirs.mean())} − {runs[0]['label']} "
+              f"{percent(ours.mean())} = {percent(difference.mean(), bootstrap_interval(difference), '+')} points, "
+              f"p = {paired_p_value(difference):.4f}, {len(difference)} problems")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -897,13 +1379,14 @@ def score_table(benchmark, labels, runs):
     shown = [run for run in runs if any(r["benchmark"] == benchmark for r in run["results"])]
     same_problems(shown, benchmark)
     settings = shown[0]["settings"]
+    n = max(r["n"] for r in shown[0]["results"] if r["benchmark"] == benchmark)
     seeds = sorted({run["train_seed"] for run in shown})
     decodings = [d for d in ("sampled", "greedy") if any(r["decoding"] == d for run in shown for r in run["results"])]
     header = ["Method", "seeds"]
     for decoding in decodings:
-        header += [f"Avg@{settings['n']}, T {settings['temperature']:g}" if decoding == "sampled" else "greedy",
+        header += [f"Avg@{n}, T {settings['temperature']:g}" if decoding == "sampled" else "greedy",
                    "against base", "sd over seeds"]
-    header += [f"pass@{settings['n']}", f"majority@{settings['n']}", "tokens", "truncated", "boxed", "markers",
+    header += [f"pass@{n}", f"majority@{n}", "tokens", "truncated", "boxed", "markers",
                "paper"]
     table = []
     for label in labels:
@@ -1023,13 +1506,14 @@ def parse_args(argv):
     parser = Parser(prog="eval.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", required=True, help="folder or hub name")
+    add("--model", help="folder or hub name")
     add("--adapter", help="folder of a peft adapter on the model")
+    add("--checkpoints", help="score every checkpoint-N of this run instead, each into its own eval.json")
     add("--scale", choices=list(SCALES), default="micro", help="preset of the flags below; explicit flags win")
-    add("--benchmarks", nargs="+", help=f"of arith, {', '.join(BENCHMARKS)}")
+    add("--benchmarks", nargs="+", help=f"of {', '.join(BENCHMARKS)}")
     add("--data_dir", help="read benchmarks from files there instead of the hub")
     add("--limit", type=int, help="score only the first problems")
-    add("--n", type=int, help="samples a problem")
+    add("--n", type=int, help="samples a problem; without it the scale's, for code 4")
     add("--decoding", nargs="+", choices=["sampled", "greedy"], default=["sampled"], help="greedy takes one a problem")
     add("--temperature", type=float, default=1.0, help="of sampled decoding")
     add("--top_p", type=float, default=0.95, help="nucleus of sampled decoding")
@@ -1045,13 +1529,17 @@ def parse_args(argv):
     add("--seed", type=int, default=0, help="of the sampling")
     add("--label", help="the method's name in the report; without it the model's")
     add("--train_seed", type=int, default=0, help="the training seed, for the report")
-    add("--output", required=True, help="the .json to write")
+    add("--output", help="the .json to write")
     args = parser.parse_args(argv)
     for name, value in SCALES[args.scale].items():
-        if getattr(args, name) is None:
+        if name != "n" and getattr(args, name) is None:
             setattr(args, name, value)
+    if args.checkpoints and (args.output or args.adapter):
+        raise UserError("--checkpoints: each has an eval.json of its own; leave out --output and --adapter")
+    if not args.checkpoints and not (args.model and args.output):
+        raise UserError("need --model and --output, or --checkpoints")
     for name in ("n", "max_new_tokens", "batch_size"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     if not args.temperature > 0 or not 0 < args.top_p <= 1 or args.top_k < 0 or (args.limit or 1) < 1:
         raise UserError("need --temperature above 0 (greedy: --decoding greedy), --top_p in (0, 1], --top_k from 0 and "
@@ -1066,7 +1554,7 @@ def parse_args(argv):
         import torch
 
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    args.label = args.label or Path(args.model).name
+    args.label = args.label or Path(args.checkpoints or args.model).name
     return args
 
 
@@ -1075,12 +1563,19 @@ def main(argv=None):
     try:
         if argv[:1] == ["grade"]:
             grade_worker()
+        elif argv[:1] == ["judge"]:
+            judge()
         elif argv[:1] == ["report"]:
             if len(argv) != 2:
                 raise UserError("report takes one folder")
             report(argv[1])
+        elif argv[:1] == ["compare"]:
+            if len(argv) != 3:
+                raise UserError("compare takes two files that eval.py wrote")
+            compare(*argv[1:])
         else:
-            evaluate(parse_args(argv))
+            args = parse_args(argv)
+            (evaluate_checkpoints if args.checkpoints else evaluate)(args)
     except UserError as error:
         sys.exit(f"eval.py: {error}")
     finally:

@@ -44,8 +44,8 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
 
-from eval import (UserError, VllmSampler, arith_rows, arith_tokenizer, area_under_curve, end_ids, grade_math,
-                  extract_boxed, load_model, load_tokenizer, need_vllm, pad, prompt_ids, read_problems, sample,
+from eval import (UserError, VllmSampler, arith_rows, arith_tokenizer, area_under_curve, device_memory, end_ids,
+                  grade_math, extract_boxed, load_model, load_tokenizer, need_vllm, pad, prompt_ids, read_problems, sample,
                   write_json)
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1281,13 +1281,6 @@ def predict_memory(config, devices, student, teacher, examples):
     peak = size(weights) + 2 * trained + max(rollout, sum(update.values()))
     return (f"about {peak:.2f} GB at the peak: weights {size(weights):.2f}, optimizer {2 * trained:.2f}, and the larger of "
             f"rollouts {rollout:.2f} and " + ", ".join(f"{part} {value:.2f}" for part, value in update.items()))
-
-
-def device_memory(device):
-    """GB that the device has in all."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_properties(device).total_memory / 1e9
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 def peak_memory(device):

@@ -82,7 +82,7 @@ def teacher_logits(teacher, prompts, completions):
 
 def write_run(folder, label, seed, right, problems=None):
     """An eval.json of 20 problems x 2 samples, `right` of each problem's samples right."""
-    answers = [[dict(boxed="1", right=i < c, tokens=10, truncated=False, markers=0) for i in range(2)] for c in right]
+    answers = [[dict(boxed="1", right=i < c, reason="equal", tokens=10, truncated=False, markers=0) for i in range(2)] for c in right]
     result = dict(benchmark="arith", decoding="sampled", n=2, **renio_eval.summarize(answers),
                   problems=[dict(problem=str(i), answers=a) for i, a in enumerate(answers)])
     settings = dict(n=2, temperature=1.0, top_p=0.95, top_k=0, max_new_tokens=64, thinking=True,

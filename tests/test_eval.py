@@ -107,7 +107,7 @@ def test_the_majority_is_the_earliest_of_the_most_frequent_answers():
 
 def test_scores_of_answers_worked_by_hand():
     def answer(boxed, right, tokens, truncated=False):
-        return dict(boxed=boxed, right=right, tokens=tokens, truncated=truncated, markers=1)
+        return dict(boxed=boxed, right=right, reason="", tokens=tokens, truncated=truncated, markers=1)
 
     scores = renio_eval.summarize([
         [answer("1", True, 10), answer("1", True, 20), answer("2", False, 30), answer(None, False, 40, True)],
