@@ -128,11 +128,12 @@ class Config:
     max_steps: int = flag(100, "updates")
     max_grad_norm: float = flag(0.0, "clip of the gradient's norm; 0: off")
     save_steps: int = flag(25, "updates between checkpoints; 0: only final/")
+    save_rollouts: bool = flag(False, "opd, opsd: write weight, verdict and log-ratios of each rollout to rollouts.jsonl")
 
 
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
              prefix_tokens=40, temperature=1.0, micro_batch_size=32, learning_rate=3e-4, max_steps=50,
-             max_prompt_tokens=256)
+             max_prompt_tokens=256, save_steps=10)
 SCALES = {  # what differs from the paper's settings, the defaults above
     "micro": {"sft": MICRO | dict(learning_rate=1e-3, max_steps=1000, schedule_steps=1000, warmup_steps=50,
                                   save_steps=200, max_grad_norm=1.0, token_reduction="mean"),
@@ -211,6 +212,7 @@ def check(config):
         need(config.teacher is None and config.teacher_mode is None,
              f"--teacher, --teacher_mode: not used by {config.method}")
         need(config.weighting == "none", f"--weighting: {config.method} has no divergence to weight")
+        need(not config.save_rollouts, f"--save_rollouts: {config.method} has no log-ratios to write")
         if config.method == "grpo":
             need(config.generations > 1 and config.batch_size % config.generations == 0,
                  f"--generations {config.generations}: must be at least 2 and divide --batch_size {config.batch_size}")
@@ -904,7 +906,7 @@ def distillation_step(student, teacher, examples, completions, eos_ids, config, 
     if config.weighting == "renio_shuffled":  # needs all weights before the first gradient
         with torch.no_grad():
             own = [compare(student, teacher, examples[span], completions[span], config, watch) for span in spans]
-            own = [weight for _, student_logprobs, teacher_logprobs, mask in own
+            own = [weight for _, student_logprobs, teacher_logprobs, _, mask in own
                    for weight in renio_weights(student_logprobs, teacher_logprobs, mask, config, right).flatten().tolist()]
         everyone = devices.gather(own)
         random.Random(seed).shuffle(everyone)
@@ -912,7 +914,7 @@ def distillation_step(student, teacher, examples, completions, eos_ids, config, 
     total = torch.zeros((), device=devices.device)
     records = []
     for span in spans:
-        divergence, student_logprobs, teacher_logprobs, mask = compare(
+        divergence, student_logprobs, teacher_logprobs, entropy, mask = compare(
             student, teacher, examples[span], completions[span], config, watch)  # (b, T) each
         renio = renio_weights(student_logprobs, teacher_logprobs, mask, config, right)[:, 0]  # (b,)
         weights = weigh(student_logprobs, teacher_logprobs, mask, config, right[span])  # (b, T) or (b, 1)
@@ -928,20 +930,23 @@ def distillation_step(student, teacher, examples, completions, eos_ids, config, 
         normalizes = normalized and config.weight_norm == "batch" and config.variant == "paper"
         total += mean_weights.sum() if normalizes else len(lengths)
         watch.lap("student")
-        key_tokens = ((student_logprobs - teacher_logprobs > config.threshold) & mask).sum(1)
+        log_ratios = (student_logprobs - teacher_logprobs).detach()  # Eq. 4, (b, T)
+        key_tokens = ((log_ratios > config.threshold) & mask).sum(1)
         negative = ((divergence < 0) & mask).sum(1)
         for i in range(len(lengths)):
             completion = completions[span][i]
             records.append(dict(
                 loss=losses[i].item(), divergence=divergence[i].sum().item(), weight=mean_weights[i].item(),
                 renio=renio[i].item(), key_tokens=key_tokens[i].item(), negative=negative[i].item(),
-                length=len(completion), truncated=completion[-1] not in eos_ids, right=right[span][i]))
+                length=len(completion), truncated=completion[-1] not in eos_ids, right=right[span][i],
+                teacher_entropy=entropy[i].sum().item(),
+                log_ratios=log_ratios[i, : len(completion)].tolist() if config.save_rollouts else None))
         watch.lap("grading")
     return total, records
 
 
 def compare(student, teacher, examples, completions, config, watch):
-    """Divergence and both models' log-probabilities of the sampled tokens, zero behind each end, and the mask, (b, T)."""
+    """The columns of a TokenDivergence as rows (b, T), zero behind each completion's end, and the mask (b, T)."""
     teacher_hidden, teacher_head = teacher.hidden([example.teacher_prompt for example in examples], completions)  # (N, D')
     watch.lap("teacher")
     hidden, tokens = completion_hidden(student, [example.student_prompt for example in examples], completions)  # (N, D)
@@ -949,7 +954,7 @@ def compare(student, teacher, examples, completions, config, watch):
     token = fused_divergence(hidden, teacher_hidden, head.weight, teacher_head.weight, tokens, config.beta,
                              config.temperature, config.entry_clip, config.entry_clip_mode,
                              student_bias=head.bias, teacher_bias=teacher_head.bias)
-    return *rows_of(completions, *token[:3]), length_mask(completions, tokens.device)
+    return *rows_of(completions, *token), length_mask(completions, tokens.device)
 
 
 def length_mask(completions, device):
@@ -1051,6 +1056,7 @@ def summarize(records, total, config):
     return dict(
         loss=loss,
         divergence=sum(r["divergence"] for r in records) / tokens,
+        teacher_entropy=sum(r["teacher_entropy"] for r in records) / tokens,
         negative_share=sum(r["negative"] for r in records) / tokens,
         weight_mean=sum(weights) / n,
         weight_max=max(weights),
@@ -1162,10 +1168,12 @@ def train(config, devices, draw=draw_rollouts, draws=1):
         longest = max(len(example.student_prompt) for example in examples)
         sampler = VllmSampler("--rollout_engine", config.model, config.dtype, devices.device,
                               longest + config.prefix_tokens, config.vllm_memory, config.lora_r)
-    metrics_path = output_dir / "metrics.jsonl"
+    metrics_path, rollouts_path = output_dir / "metrics.jsonl", output_dir / "rollouts.jsonl"
     if writes:
-        rows = metrics_path.read_text(encoding="utf-8").splitlines(keepends=True) if metrics_path.exists() else []
-        metrics_path.write_text("".join(rows[:first]), encoding="utf-8")  # later rows are written again
+        for path, rows in ((metrics_path, first), (rollouts_path, first * config.batch_size)):
+            if path.exists():  # later rows are written again
+                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+                path.write_text("".join(lines[:rows]), encoding="utf-8")
         count = sum(p.numel() for p in trained)
         print(f"{config.method}: {count:,} trained weights, {config.max_steps} steps of {config.batch_size} from "
               f"{config.dataset}, {skipped} problems skipped as longer than {config.max_prompt_tokens} tokens"
@@ -1218,6 +1226,13 @@ def train(config, devices, draw=draw_rollouts, draws=1):
                        peak_memory_gb=peak_memory(devices.device))
             with metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+            if config.save_rollouts:
+                with rollouts_path.open("a", encoding="utf-8") as file:
+                    for r in records:
+                        file.write(json.dumps(dict(
+                            step=step + 1, weight=r["renio"], right=r["right"], truncated=r["truncated"],
+                            teacher_entropy=r["teacher_entropy"] / r["length"],
+                            log_ratios=[round(x, 4) for x in r["log_ratios"]])) + "\n")
             bar.set_postfix(loss=f"{row['loss']:.3f}", seconds=f"{seconds:.2f}", refresh=False)
         if config.save_steps and (step + 1) % config.save_steps == 0:
             save(output_dir / f"checkpoint-{step + 1}", student, tokenizer, writes, full(dict(
