@@ -42,7 +42,7 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 from tqdm import tqdm
@@ -228,20 +228,23 @@ def read_table(source, split="train"):
     return rows
 
 
-def read_problems(source, split="train", need_solution=False):
+def read_problems(source, split="train", need_solution=False, task="math"):
     """Rows of problem, solution and answer (None where unknown) from a file or the hub.
 
-    Columns: problem (or question, prompt), solution, answer (or Answer). Where there is no answer column, the answer
-    is what follows GSM8K's `####` or stands in the last box of the solution; GSM8K keeps its solution in `answer`.
+    Columns: problem (or question, prompt), solution (or deepseek_solution), answer (or Answer). Where there is no answer
+    column, the answer is what follows GSM8K's `####` or stands in the last box of the solution; GSM8K keeps its solution
+    in `answer`. Where there is a column domain, as OpenThoughts-114k has one, only rows of the task's are taken.
     Raises UserError for an empty set, a missing column or a row without text in it.
     """
     rows = []
     for number, raw in enumerate(read_table(source, split), start=1):
         if not isinstance(raw, dict):
             raise UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
+        if raw.get("domain") not in (None, task):
+            continue
         problem = next((raw[c] for c in ("problem", "question", "prompt") if c in raw), None)
         answer = next((raw[c] for c in ("answer", "Answer") if raw.get(c) is not None), None)
-        solution = raw.get("solution")
+        solution = next((raw[c] for c in ("solution", "deepseek_solution") if raw.get(c) is not None), None)
         if solution is None and isinstance(answer, str) and "####" in answer:
             solution, answer = answer, None
         if isinstance(solution, str) and answer is None:
@@ -801,12 +804,42 @@ def pass_at_k(n, c, k):
 
 
 def bootstrap_interval(values, resamples=10_000, level=0.95):
-    """Percentile interval of the mean of `values`, one a problem or (seeds, problems), under resampling of both axes."""
-    values = np.atleast_2d(np.asarray(values, dtype=float))  # (S, P)
-    rng = np.random.default_rng(0)
-    seeds, problems = (rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n for n in values.shape)
-    means = ((seeds @ values) * problems).sum(axis=1)
+    """Percentile interval of the mean of `values`, one a problem, under resampling of the problems."""
+    values = np.asarray(values, dtype=float)  # (P,)
+    means = resampling_shares(len(values), resamples) @ values
     return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+
+
+@functools.lru_cache(maxsize=2)  # drawing them costs far more than using them
+def resampling_shares(n, resamples):
+    """Each of n values' share of a bootstrap resample, (resamples, n)."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples) / n
+
+
+STUDENT_T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # 97.5 % quantiles for 1 to 9 degrees
+
+
+def interval(*benchmarks, within=(-np.inf, np.inf)):
+    """95 % interval of the mean over seeds and problems, averaged over benchmarks.
+
+    benchmarks: (seeds, problems) each, of the same seeds. within: bounds of the quantity itself.
+    One seed: bootstrap over the problems of each benchmark. More: Student's t over the seeds' means for what another
+    training would change, and a normal deviate for what other problems would, added in squares. (A bootstrap over three
+    seeds holds the truth in about three of four cases only.)
+    """
+    seeds = len(benchmarks[0])
+    if seeds == 1:
+        # benchmarks of one size must not be resampled alike
+        means = np.mean([np.random.default_rng(i).permutation(resampling_shares(v.shape[1], 10_000) @ v[0])
+                         for i, v in enumerate(benchmarks)], axis=0)
+        low, high = np.quantile(means, [0.025, 0.975])
+    else:
+        by_seed = np.mean([v.mean(axis=1) for v in benchmarks], axis=0)  # (S,)
+        t = STUDENT_T[seeds - 2] if seeds <= 10 else 2.262
+        of_problems = sum(v.mean(axis=0).var(ddof=1) / v.shape[1] for v in benchmarks if v.shape[1] > 1)
+        half = np.hypot(t * by_seed.std(ddof=1) / np.sqrt(seeds), 1.96 * np.sqrt(of_problems) / len(benchmarks))
+        low, high = by_seed.mean() - half, by_seed.mean() + half
+    return float(max(low, within[0])), float(min(high, within[1]))
 
 
 def paired_p_value(differences, resamples=10_000):
@@ -833,6 +866,17 @@ def area_under_curve(scores, positive):
     if not len(above) or not len(below):
         return None
     return float(((above[:, None] > below).mean() + (above[:, None] >= below).mean()) / 2)
+
+
+def rank_correlation(x, y):
+    """Spearman's: the correlation of the ranks, ties sharing theirs; nan where one side is constant."""
+    def ranks(values):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        return (counts.cumsum() - (counts - 1) / 2)[place]
+
+    a, b = (r - r.mean() for r in (ranks(x), ranks(y)))
+    scale = np.sqrt((a**2).sum() * (b**2).sum())
+    return float((a * b).sum() / scale) if scale else float("nan")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1101,6 +1145,8 @@ SCALES = {  # presets of the flags of an evaluation; explicit flags win
 
 def evaluate(args):
     """Sample, grade and score; writes args.output, and each batch as it is done to args.output + ".partial"."""
+    if args.adapter and not (Path(args.adapter) / "adapter_config.json").exists():
+        raise UserError(f"--adapter {args.adapter}: no adapter_config.json in it")
     output = Path(args.output)
     partial = Path(f"{output}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -1301,196 +1347,665 @@ def compare(path, other_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # The report.
 
-PUBLISHED = {  # ReNIO, arXiv 2606.23104v1, Tables 1 and 2: Qwen3-1.7B, Avg@12 in percent, best of four checkpoints
-    "base": dict(aime24=51.33, aime25=36.00, hmmt25=23.33, average=36.89),
-    "opd": dict(aime24=54.44, aime25=39.16, hmmt25=27.50, average=40.37),
-    "opd+renio": dict(aime24=54.72, aime25=43.06, hmmt25=28.33, average=42.04),
-    "opsd": dict(aime24=53.06, aime25=41.94, hmmt25=27.50, average=40.83),
-    "opsd+renio": dict(aime24=57.78, aime25=42.78, hmmt25=27.78, average=42.78),
+COLUMNS = ["aime24", "aime25", "hmmt25", "math", "humaneval+", "mbpp+", "code"]  # math, code: means of those before
+PUBLISHED = {  # ReNIO, arXiv 2606.23104v1, in percent: Tables 1-4 and 8, Figures 1 and 6; best of four checkpoints
+    "Qwen3-1.7B": {
+        "base": [51.33, 36.00, 23.33, 36.89, 73.63, 57.21, 65.42],
+        "grpo": [49.44, 38.61, 23.61, 37.22, 74.84, 65.87, 70.36],
+        "opsd": [53.06, 41.94, 27.50, 40.83, 74.85, 62.43, 68.64],
+        "opsd+renio": [57.78, 42.78, 27.78, 42.78, 77.90, 63.16, 70.53],
+        "opd": [54.44, 39.16, 27.50, 40.37, 74.40, 62.43, 68.42],
+        "opd+renio": [54.72, 43.06, 28.33, 42.04, 75.00, 63.56, 69.28],
+        "opsd@4096": [53.33, 37.22, 25.56, 38.70], "opsd+renio@4096": [53.33, 43.06, 25.28, 40.56],
+        "opd@4096": [56.11, 42.20, 25.83, 41.38], "opd+renio@4096": [56.39, 41.94, 28.61, 42.31],
+        "opd+renio-noclip": [53.61, 42.22, 24.44, 40.09], "opd+renio-nothreshold": [55.28, 41.94, 25.28, 40.83],
+        "opd+renio-nonorm": [51.94, 41.39, 25.28, 39.54],
+        "opsd+ts_sample": [55.28, 40.00, 29.44, 41.57], "opsd+st_token": [54.72, 40.28, 25.83, 40.28],
+        "opd-correct": [54.2, 38.9, 27.8, 40.3], "opd-incorrect": [57.8, 42.8, 28.1, 42.9],
+        "opsd-correct": [53.9, 39.4, 23.9, 39.1], "opsd-incorrect": [55.8, 42.8, 26.1, 41.6],
+        "opd+renio-clip2.0": [54.7, 41.7, 27.2, 41.2], "opd+renio-clip2.5": [56.4, 40.0, 27.8, 41.4],
+        "opd+renio-threshold0.6": [56.9, 42.5, 24.7, 41.4], "opd+renio-threshold1.0": [53.6, 42.2, 27.2, 41.0]},
+    "Qwen3-4B": {
+        "base": [74.44, 65.28, 42.22, 60.65, 86.74, 77.31, 82.03],
+        "grpo": [73.89, 67.78, 42.22, 61.30, 86.28, 77.78, 82.03],
+        "opsd": [75.56, 68.89, 43.33, 62.59, 86.43, 77.78, 82.11],
+        "opsd+renio": [75.83, 69.17, 46.67, 63.89, 87.04, 78.31, 82.68]},
+    "Qwen3-8B": {
+        "base": [74.17, 71.67, 44.72, 63.52, 85.52, 77.84, 81.68],
+        "grpo": [78.33, 69.44, 44.72, 64.16, 87.20, 78.51, 82.86],
+        "opsd": [75.28, 71.39, 45.56, 64.08, 86.59, 77.05, 81.82],
+        "opsd+renio": [78.06, 71.11, 47.50, 65.56, 88.41, 77.31, 82.86]},
+    "DeepSeek-R1-Distill-Qwen-1.5B": {
+        "base": [27.78, 22.78, 14.44, 21.67, 49.09, 41.07, 45.08],
+        "grpo": [31.67, 24.17, 13.89, 23.24, 49.24, 41.47, 45.36],
+        "opsd": [26.66, 23.89, 13.06, 21.20, 50.46, 40.87, 45.67],
+        "opsd+renio": [28.61, 24.44, 15.28, 22.78, 50.30, 42.13, 46.22],
+        "opd": [28.89, 23.06, 14.44, 22.13, 50.15, 41.14, 45.65],
+        "opd+renio": [29.72, 23.89, 16.67, 23.43, 50.91, 41.20, 46.06]},
+    "DeepSeek-R1-Distill-Qwen-7B": {
+        "base": [56.11, 40.83, 25.56, 40.83, 73.17, 58.73, 65.95],
+        "grpo": [54.17, 40.83, 24.17, 39.72, 74.70, 58.27, 66.49],
+        "opsd": [55.56, 38.89, 24.61, 39.69, 73.93, 59.26, 66.60],
+        "opsd+renio": [55.83, 42.78, 26.11, 41.57, 74.85, 59.39, 67.12]},
 }
-LABEL_ORDER = [*PUBLISHED, "teacher", "base with solution"]
+PUBLISHED_SECONDS = {"opsd": 4.61, "opsd+renio": 4.59, "opsd@4096": 12.40, "opsd+renio@4096": 12.13, "opd": 4.99,
+                     "opd+renio": 5.00, "opd@4096": 12.10, "opd+renio@4096": 11.56, "grpo": 29.90}  # Figure 4, a step
+
+
+class Section(NamedTuple):
+    """A table of the report: methods, and what the paper claims of them as pairs of which the first should be better."""
+
+    title: str
+    labels: list
+    claims: list  # of (claim, label, the label that it is compared with)
+
+
+SECTIONS = [
+    Section("Tables 1 and 2: methods",
+            ["base", "grpo", "opsd", "opsd+renio", "opd", "opd+renio", "teacher", "base with solution"],
+            [("OPSD improves the base", "opsd", "base"), ("OPD improves the base", "opd", "base"),
+             ("ReNIO improves OPSD", "opsd+renio", "opsd"), ("ReNIO improves OPD", "opd+renio", "opd"),
+             ("OPSD with ReNIO beats GRPO", "opsd+renio", "grpo")]),
+    Section("Table 3: length of the rollouts",
+            ["opsd", "opsd+renio", "opsd@*", "opsd+renio@*", "opd", "opd+renio", "opd@*", "opd+renio@*"],
+            [("ReNIO improves OPSD at the other length", "opsd+renio@*", "opsd@*"),
+             ("ReNIO improves OPD at the other length", "opd+renio@*", "opd@*")]),
+    Section("Table 4: parts of the weight",
+            ["opd", "opd+renio", "opd+renio-noclip", "opd+renio-nothreshold", "opd+renio-nonorm"],
+            [("the clip helps", "opd+renio", "opd+renio-noclip"),
+             ("the threshold helps", "opd+renio", "opd+renio-nothreshold"),
+             ("the batch normalization helps", "opd+renio", "opd+renio-nonorm")]),
+    Section("Table 8: other weights", ["base", "opsd", "opsd+renio", "opsd+ts_sample", "opsd+st_token"],
+            [("ReNIO beats teacher-to-student sample weights", "opsd+renio", "opsd+ts_sample"),
+             ("ReNIO beats student-to-teacher token weights", "opsd+renio", "opsd+st_token")]),
+    Section("Figure 1: training on correct or incorrect rollouts",
+            ["base", *(f"{m}{d}-{arm}" for m in ("opd", "opsd") for d in ("", "-matched")
+                       for arm in ("correct", "incorrect", "unfiltered"))],
+            [(f"incorrect-only beats correct-only in {m.upper()}{', on the same problems (not in the paper)' * bool(d)}",
+              f"{m}{d}-incorrect", f"{m}{d}-correct") for m in ("opd", "opsd") for d in ("", "-matched")]),
+    Section("Figure 6: sweeps", ["opd+renio-clip2.0", "opd+renio-clip2.5", "opd+renio", "opd+renio-threshold0.6",
+                                 "opd+renio-threshold1.0"],
+            [("clip 3.0 beats 2.0", "opd+renio", "opd+renio-clip2.0"), ("clip 3.0 beats 2.5", "opd+renio", "opd+renio-clip2.5"),
+             ("threshold 0.8 beats 0.6", "opd+renio", "opd+renio-threshold0.6"),
+             ("threshold 0.8 beats 1.0", "opd+renio", "opd+renio-threshold1.0")]),
+    Section("Controls, which the paper lacks",
+            ["opd", "opd+renio", "opd+renio_shuffled", "opd+correctness", "opd+iw", "opsd", "opsd+renio",
+             "opsd+renio_shuffled", "opsd+correctness", "opsd+pw"],
+            [("in OPD it matters which sample has which ReNIO weight", "opd+renio", "opd+renio_shuffled"),
+             ("in OPSD it matters which sample has which ReNIO weight", "opsd+renio", "opsd+renio_shuffled"),
+             ("weighting wrong rollouts by their verdict improves OPD", "opd+correctness", "opd"),
+             ("weighting wrong rollouts by their verdict improves OPSD", "opsd+correctness", "opsd"),
+             ("IW-OPD's token weights improve OPD", "opd+iw", "opd"),
+             ("PW-OPSD's token weights improve OPSD", "opsd+pw", "opsd")]),
+]
+
+
+class Scored(NamedTuple):
+    """One eval.json, without its answers."""
+
+    label: str
+    seed: int  # of the training
+    step: Optional[int]  # of the checkpoint; None for a whole run or a model as it came
+    folder: Path  # of the run
+    settings: dict
+    results: dict  # (benchmark, decoding) -> summary, with right, tokens and markers as lists of a number a problem
+
+
+def read_scores(folder):
+    """Every eval.json below the folder."""
+    found = []
+    for path in sorted(folder.rglob("eval.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        results = {}
+        for r in run["results"]:
+            means = {key: [float(np.mean([a[key] for a in p["answers"]])) for p in r["problems"]]
+                     for key in ("right", "tokens", "markers")}
+            results[r["benchmark"], r["decoding"]] = {k: v for k, v in r.items() if k != "problems"} | dict(per_problem=means)
+        step = re.fullmatch(r"checkpoint-(\d+)", path.parent.name)
+        found.append(Scored(run["label"], run["train_seed"], step and int(step[1]),
+                            path.parent.parent if step else path.parent, run["settings"], results))
+    if not found:
+        raise UserError(f"report {folder}: no eval.json below it")
+    return found
+
+
+class Scores:
+    """All evaluations of a student, asked by label."""
+
+    def __init__(self, scored):
+        self.scored = scored
+        last = {}
+        for run in scored:  # a method trained for math and the same for code have one label and other benchmarks
+            key = run.folder
+            if key not in last or last[key].step is not None and (run.step is None or run.step > last[key].step):
+                last[key] = run
+        self.last = list(last.values())
+        self.benchmarks = [b for b in BENCHMARKS if any(b == name for run in self.last for name, _ in run.results)]
+        for benchmark in self.benchmarks:
+            same_problems([dict(label=run.label, settings=run.settings) for run in self.last
+                           if benchmark in run.settings["checksums"]], benchmark)
+        self.decodings = [d for d in ("sampled", "greedy") if any(d == name for run in self.last for _, name in run.results)]
+        self.other = next((label.partition("@")[2] for label in self.labels() if "@" in label), "*")
+
+    def labels(self):
+        return list(dict.fromkeys(run.label for run in self.last))
+
+    def columns(self):
+        """What a table shows of each method: (title, benchmarks whose mean it is, decoding)."""
+        columns = []
+        for decoding in self.decodings:
+            for task in ("arith", "math", "code"):
+                names = [b for b in self.benchmarks if BENCHMARKS[b].task == task]
+                columns += [(f"{name}, {decoding}", [name], decoding) for name in names]
+                if len(names) > 1:
+                    columns.append((f"{task} mean, {decoding}", names, decoding))
+        return columns
+
+    def of(self, label, benchmarks, decoding, key="right", step="last"):
+        """Training seeds, and for each benchmark the numbers (seeds, problems); ([], []) where one is missing.
+
+        step: "last", or the step of a checkpoint.
+        """
+        runs = self.last if step == "last" else [run for run in self.scored if run.step == step]
+        found = {}
+        for run in runs:
+            if run.label == label:
+                for name, how in run.results:
+                    if how == decoding:
+                        found[run.seed, name] = run.results[name, how]["per_problem"][key]
+        seeds = sorted({seed for seed, _ in found if all((seed, b) in found for b in benchmarks)})
+        return seeds, [np.array([found[seed, b] for seed in seeds]) for b in benchmarks] if seeds else []
+
+    def summaries(self, label, benchmark, decoding):
+        return [run.results[benchmark, decoding] for run in self.last
+                if run.label == label and (benchmark, decoding) in run.results]
+
+    def steps(self, label):
+        return sorted({run.step for run in self.scored if run.label == label and run.step is not None})
+
+    def difference(self, label, other, benchmarks, decoding, key="right"):
+        """(seeds, mean, interval) of label − other, paired by problem, and by seed where both have the same; or None."""
+        seeds, ours = self.of(label, benchmarks, decoding, key)
+        other_seeds, theirs = self.of(other, benchmarks, decoding, key)
+        if not seeds or not other_seeds:
+            return None
+        paired = [a - (b if seeds == other_seeds else b.mean(axis=0)) for a, b in zip(ours, theirs)]
+        return len(seeds), average(paired), interval(*paired)
+
+
+def average(benchmarks):
+    """Mean over benchmarks of the mean over seeds and problems."""
+    return float(np.mean([values.mean() for values in benchmarks]))
 
 
 def report(folder):
-    """Write folder/report.md and folder/scores.png from every eval.json below it, a row a method."""
+    """Write folder/report.md and its figures from every eval.json below it, and the metrics.jsonl beside them."""
     folder = Path(folder)
-    runs = [dict(json.loads(path.read_text(encoding="utf-8")), folder=path.parent)
-            for path in sorted(folder.rglob("eval.json"))]
-    if not runs:
-        raise UserError(f"report {folder}: no eval.json below it")
-    labels = sorted({run["label"] for run in runs},
-                    key=lambda label: (LABEL_ORDER.index(label) if label in LABEL_ORDER else 99, label))
-    lines = ["# Scores by method", ""]
-    for benchmark in dict.fromkeys(r["benchmark"] for run in runs for r in run["results"]):
-        lines += score_table(benchmark, labels, runs) + weighting_table(benchmark, labels, runs)
-    lines += plot_scores(folder, labels, runs) + training_table(labels, runs)
+    scores = Scores(read_scores(folder))
+    labels = scores.labels()
+    lines = ["# " + ("Scores" if scores.benchmarks != ["arith"] else "Scores at micro scale"), "", *settings_lines(scores)]
+    verdicts = []
+    for section in SECTIONS:
+        named = [label.replace("*", scores.other) for label in section.labels]
+        claims = [(claim, a.replace("*", scores.other), b.replace("*", scores.other)) for claim, a, b in section.claims]
+        shown = [label for label in named if label in labels]
+        if section is not SECTIONS[0] and not set(shown) - set(SECTIONS[0].labels):
+            continue
+        lines += [f"## {section.title}", "", *score_table(scores, shown, section.title.startswith("Table 3")), ""]
+        verdicts += claim_rows(scores, claims)
+        if section is SECTIONS[0]:
+            lines += plot_scores(scores, folder, shown)
+        if section.title.startswith("Figure 1"):
+            for key, what in (("tokens", "makes longer answers than"), ("markers", "makes more reflection markers than")):
+                verdicts += claim_rows(scores, [(claim.replace("beats", what), a, b) for claim, a, b in claims], key)
+            for design, name in (("", "figure1.png"), ("-matched", "figure1-matched.png")):
+                lines += plot_filter(scores, folder, design, name)
+        if section.title.startswith("Figure 6"):
+            lines += plot_sweeps(scores, folder)
+    others = [label for label in labels if label not in {x.replace("*", scores.other) for s in SECTIONS for x in s.labels}]
+    if others:
+        lines += ["## Other runs", "", *score_table(scores, others), ""]
+    rollouts = {label: read_rollouts(scores, label) for label in ("opd", "opsd")}
+    lines += plot_log_ratios(folder, rollouts) + plot_entropy(folder, rollouts) + plot_weights(folder, rollouts)
+    verdicts += weight_verdicts(scores, rollouts)
+    lines += plot_seconds(scores, folder) + behaviour_table(scores, labels) + training_table(scores, labels)
+    lines[lines.index("VERDICTS") : lines.index("VERDICTS") + 1] = verdict_lines(scores, verdicts)
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"wrote {folder / 'report.md'}")
 
 
-def results_of(runs, benchmark, decoding, label):
-    """The results of one method in the order of its training seeds, these seeds, and its scores (seeds, problems)."""
-    found = sorted(((run["train_seed"], i, r) for i, run in enumerate(runs) for r in run["results"]
-                    if (run["label"], r["benchmark"], r["decoding"]) == (label, benchmark, decoding)))
-    scores = [[np.mean([a["right"] for a in p["answers"]]) for p in r["problems"]] for _, _, r in found]
-    return [r for _, _, r in found], [seed for seed, _, _ in found], np.array(scores)
+def settings_lines(scores):
+    """What all tables share: how scores and intervals were made."""
+    s = scores.last[0].settings
+    seeds = sorted({run.seed for run in scores.last})
+    problems = []
+    for benchmark in scores.benchmarks:
+        run = next(run for run in scores.last if benchmark in run.settings["checksums"])
+        r = next(r for (name, _), r in run.results.items() if name == benchmark)
+        n = max(r["n"] for run in scores.last for (name, _), r in run.results.items() if name == benchmark)
+        problems.append(f"{benchmark}: {len(r['per_problem']['right'])} problems (checksum "
+                        f"{run.settings['checksums'][benchmark]}), {n} answers each")
+    return [
+        f"Settings of every score: {'; '.join(problems)}; sampled at temperature {s['temperature']:g}, top-p {s['top_p']:g}, "
+        f"top-k {s['top_k'] or 'off'}, greedy with one answer a problem; at most {s['max_new_tokens']} new tokens, thinking "
+        f"{'on' if s['thinking'] else 'off'}; {s['engine']} "
+        f"{s.get('versions', {}).get(s['engine'], '')}; training seeds {', '.join(map(str, seeds))}. Scores are percent right, "
+        "means over seeds; a run is scored at its fixed last step.", "",
+        "In brackets: the 95 % interval. With several seeds it combines Student's t over the seeds' means with the spread "
+        "over problems, and three seeds make it wide; with one seed it is a bootstrap over problems, and says nothing of "
+        "how another seed would have ended. Differences are paired by problem and seed. \"Best\" is the mean over seeds of "
+        "the best of the run's checkpoints, selected on the test set, as the paper's figures are; never compare it with a "
+        "last step. Paper: ReNIO, arXiv 2606.23104v1, Avg@12 in math and Avg@4 in code, on its own models and benchmarks.", "",
+        "VERDICTS"]
+
+
+def percent(value, ends=None, sign=""):
+    text = f"{100 * value:{sign}.1f}"
+    return text + (f" [{100 * ends[0]:{sign}.1f}, {100 * ends[1]:{sign}.1f}]" if ends else "")
 
 
 def same_problems(runs, benchmark):
     """Raise UserError unless all runs were scored on the same problems of the benchmark."""
     by_checksum = {run["settings"]["checksums"][benchmark]: run["label"] for run in runs}
     if len(by_checksum) > 1:
-        raise UserError(f"report: {' and '.join(by_checksum.values())} were scored on different problems of {benchmark}")
+        raise UserError(f"{' and '.join(by_checksum.values())} were scored on different problems of {benchmark}")
 
 
-def percent(value, interval=None, sign=""):
-    text = f"{100 * value:{sign}.1f}"
-    return text + (f" [{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]" if interval else "")
-
-
-def paired_difference(ours, theirs):
-    """Difference of the means with its interval, as text; paired by problem, and by seed where both have the same ones.
-
-    ours, theirs: seeds and scores (seeds, problems) of the two methods; nothing where one has no run.
-    """
-    (seeds, scores), (other_seeds, other) = ours, theirs
-    if not len(scores) or not len(other):
+def published(scores, label, benchmarks, by_length=False):
+    """The paper's figure for a method, on these benchmarks or, where they are none of the paper's, its mean in math."""
+    student = Path(next((run.settings["model"] for run in scores.last if run.label == "base"), "")).name
+    figures = PUBLISHED.get(student, PUBLISHED["Qwen3-1.7B"]).get(published_label(scores, label, by_length))
+    if figures is None:
         return ""
-    difference = scores - (other if seeds == other_seeds else other.mean(axis=0))
-    return percent(difference.mean(), bootstrap_interval(difference), "+")
+    names = benchmarks[0] if len(benchmarks) == 1 else BENCHMARKS[benchmarks[0]].task
+    place = COLUMNS.index(names) if names in COLUMNS else COLUMNS.index("math")
+    return f"{figures[place]:.2f}".removesuffix("0") if place < len(figures) else ""
 
 
-def weighting_table(benchmark, labels, runs):
-    """Each method with ReNIO against the same method without."""
+def published_label(scores, label, by_length):
+    """The label under which the paper has this row; by_length: in a table over the length of rollouts.
+
+    The paper's main runs have the short rollouts. Where ours have the long ones, rows change places in such a table.
+    """
+    base, at, _ = label.partition("@")
+    if scores.other.isdigit() and int(scores.other) < 1024:
+        longer = f"{label}@4096"
+        return base if at else longer if by_length and longer in PUBLISHED_SECONDS else label
+    return label
+
+
+def score_table(scores, labels, by_length=False):
+    """A row a method: score with interval, sd over seeds, best of the checkpoints, and the paper's figure."""
+    columns = [c for c in scores.columns() if any(scores.of(label, *c[1:])[0] for label in labels)]
+    curves = any(len(scores.steps(label)) > 1 for label in labels)
+    known = any(set(benchmarks) <= set(COLUMNS) for _, benchmarks, _ in columns)
+    header = ["method", "seeds"]
+    for title, benchmarks, decoding in columns:
+        header += [title, "sd"] + ["best"] * curves
+        if known and decoding == "sampled":
+            header.append("paper")
+    if not known:
+        header.append("paper: Qwen3-1.7B, math")
     rows = []
     for label in labels:
-        plain = label.removesuffix("+renio")
-        if plain != label:
-            rows.append([f"{label} − {plain}"] + [
-                paired_difference(*(results_of(runs, benchmark, decoding, name)[1:] for name in (label, plain)))
-                for decoding in ("sampled", "greedy")])
+        row = [label, str(max(len(scores.of(label, *c[1:])[0]) for c in columns))]
+        for title, benchmarks, decoding in columns:
+            seeds, values = scores.of(label, benchmarks, decoding)
+            if seeds:
+                means = np.mean([v.mean(axis=1) for v in values], axis=0)  # (S,)
+                row += [percent(average(values), interval(*values, within=(0, 1))),
+                        f"{100 * means.std(ddof=1):.1f}" if len(seeds) > 1 else ""]
+            else:
+                row += ["", ""]
+            if curves:
+                row.append(best_of_checkpoints(scores, label, benchmarks, decoding))
+            if known and decoding == "sampled":
+                row.append(published(scores, label, benchmarks, by_length))
+        if not known:
+            row.append(published(scores, label, columns[0][1], by_length))
+        rows.append(row)
+    return markdown_table(header, rows)
+
+
+def best_of_checkpoints(scores, label, benchmarks, decoding):
+    """Mean over seeds of the best score among the run's checkpoints, and how many there are, as text."""
+    per_step = []
+    for step in scores.steps(label):
+        seeds, values = scores.of(label, benchmarks, decoding, step=step)
+        if seeds:
+            per_step.append(dict(zip(seeds, np.mean([v.mean(axis=1) for v in values], axis=0))))
+    if len(per_step) < 2:
+        return ""
+    common = set.intersection(*map(set, per_step))
+    return f"{percent(np.mean([max(step[seed] for step in per_step) for seed in common]))} of {len(per_step)}"
+
+
+def verdict(seeds, ends):
+    """What an interval says of the claim that a difference is above 0."""
+    if seeds < 2:
+        return "undecided: one seed"
+    return "supported" if ends[0] > 0 else "not supported: the opposite" if ends[1] < 0 else "undecided at this scale"
+
+
+def headline_columns(scores):
+    """The columns that claims are judged on: means over benchmarks in place of their parts."""
+    columns = scores.columns()
+    return [c for c in columns if not any(set(c[1]) < set(more) for _, more, _ in columns)]
+
+
+def claim_rows(scores, claims, key="right"):
+    """A row a claim: claim, what is compared, difference and verdict in each headline column, and the paper's difference.
+
+    In points for key right, else in tokens or markers an answer.
+    """
+    rows = []
+    for claim, label, other in claims:
+        cells = []
+        for _, benchmarks, decoding in headline_columns(scores):
+            seeds, mean, ends = scores.difference(label, other, benchmarks, decoding, key) or (0, 0, (0, 0))
+            text = percent(mean, ends, "+") if key == "right" else f"{mean:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}] {key}"
+            cells.append(f"{text}: {verdict(seeds, ends)}" if seeds else "")
+        figures = [published(scores, x, headline_columns(scores)[0][1]) for x in (label, other)]
+        theirs = f"{float(figures[0]) - float(figures[1]):+.2f}" if all(figures) and key == "right" else ""
+        if any(cells):
+            rows.append([claim, f"{label} − {other}", *cells, theirs])
+    return rows
+
+
+def weight_verdicts(scores, rollouts):
+    """Whether ReNIO's weight ranks wrong rollouts above right ones, from the rollouts of each seed."""
+    rows = []
+    for label, by_seed in rollouts.items():
+        curves = [area_under_curve([r["weight"] for r in graded], [not r["right"] for r in graded])
+                  for run in by_seed.values() if (graded := [r for r in run if r["right"] is not None])]
+        curves = np.array([c for c in curves if c is not None])
+        if len(curves):
+            ends = interval(curves[:, None] - 0.5, within=(-0.5, 0.5)) if len(curves) > 1 else (0, 0)
+            rows.append([f"the weight ranks wrong rollouts above right ones in {label.upper()}", "AUC − 0.5 of rollouts",
+                         f"{curves.mean() - 0.5:+.3f} [{ends[0]:+.3f}, {ends[1]:+.3f}]: {verdict(len(curves), ends)}",
+                         *[""] * len(headline_columns(scores))])
+    return rows
+
+
+def verdict_lines(scores, rows):
     if not rows:
         return []
-    return ["What the weighting adds, in points, with the paired 95 % interval:", "",
-            *markdown_table(["", "sampled", "greedy"], rows), ""]
+    header = ["claim", "difference", *(f"{title}, points [95 %]" for title, *_ in headline_columns(scores)), "paper, points"]
+    return ["## Verdicts", "", *markdown_table(header, rows), "",
+            "Supported: the interval lies above 0; not supported: below it; undecided: it holds 0, or there is one seed. A "
+            "verdict is of these models, problems and steps; of twenty differences that are truly none, about one is not "
+            "called undecided." + (
+                " The recipe (models, steps, learning rates, data) was fixed by the base's accuracy, the teachers', the "
+                "gain of plain OPD and OPSD, and time; no setting was chosen by which arm wins."
+                if scores.benchmarks == ["arith"] else ""), ""]
 
 
-def score_table(benchmark, labels, runs):
-    shown = [run for run in runs if any(r["benchmark"] == benchmark for r in run["results"])]
-    same_problems(shown, benchmark)
-    settings = shown[0]["settings"]
-    n = max(r["n"] for r in shown[0]["results"] if r["benchmark"] == benchmark)
-    seeds = sorted({run["train_seed"] for run in shown})
-    decodings = [d for d in ("sampled", "greedy") if any(r["decoding"] == d for run in shown for r in run["results"])]
-    header = ["Method", "seeds"]
-    for decoding in decodings:
-        header += [f"Avg@{n}, T {settings['temperature']:g}" if decoding == "sampled" else "greedy",
-                   "against base", "sd over seeds"]
-    header += [f"pass@{n}", f"majority@{n}", "tokens", "truncated", "boxed", "markers",
-               "paper"]
-    table = []
-    for label in labels:
-        row = [label, "0"]
-        for decoding in decodings:
-            results, own_seeds, scores = results_of(shown, benchmark, decoding, label)
-            _, base_seeds, base = results_of(shown, benchmark, decoding, "base")
-            if not results:
-                row += ["", "", ""]
-                continue
-            row[1] = str(len(results))
-            row.append(percent(scores.mean(), bootstrap_interval(scores)))
-            row.append("" if label == "base" else paired_difference((own_seeds, scores), (base_seeds, base)))
-            row.append(f"{100 * np.std([r['avg'] for r in results], ddof=1):.1f}" if len(results) > 1 else "")
-        results, _, _ = results_of(shown, benchmark, decodings[0], label)
-        if not results:
-            continue
-        mean = {key: float(np.mean([r[key] for r in results]))
-                for key in ("majority", "length", "truncation_rate", "format_rate", "markers", f"pass@{results[0]['n']}")}
-        published = PUBLISHED.get(label, {}).get(benchmark if benchmark in PUBLISHED["base"] else "average")
-        row += [percent(mean[f"pass@{results[0]['n']}"]), percent(mean["majority"]), f"{mean['length']:.1f}",
-                percent(mean["truncation_rate"]), percent(mean["format_rate"]), f"{mean['markers']:.2f}",
-                f"{published:.2f}" if published else ""]
-        table.append(row)
-    problems = len(next(r for run in shown for r in run["results"] if r["benchmark"] == benchmark)["problems"])
-    paper = ("the same benchmark" if benchmark in PUBLISHED["base"] else "the mean of AIME24, AIME25 and HMMT25")
-    return [f"## {benchmark}", "", *markdown_table(header, table), "",
-            f"{problems} problems (checksum {settings['checksums'][benchmark]}); training seeds "
-            f"{', '.join(map(str, seeds))}; sampled: temperature {settings['temperature']:g}, top-p "
-            f"{settings['top_p']:g}, top-k {settings['top_k'] or 'off'}, at most {settings['max_new_tokens']} new tokens, "
-            f"thinking {'on' if settings['thinking'] else 'off'}. Scores in percent, means over seeds; in brackets the 95 % "
-            "interval by bootstrap over problems and, where there are several, training seeds; differences are paired. An "
-            "interval from one seed says nothing of how another seed would have ended. Every run is scored at its "
-            "last step. The columns from pass@k on are of the first decoding shown. Paper: published Avg@12 of "
-            f"Qwen3-1.7B on {paper}, the best of four checkpoints; other models and problems than ours.", ""]
+def behaviour_table(scores, labels):
+    """Pass@k, majority vote, length, truncation, format and markers of every method, under the first decoding."""
+    lines = []
+    for benchmark in scores.benchmarks:
+        rows = []
+        for label in labels:
+            found = scores.summaries(label, benchmark, scores.decodings[0])
+            if found:
+                n = found[0]["n"]
+                mean = {key: np.mean([r[key] for r in found]) for key in (
+                    f"pass@{n}", "length", "truncation_rate", "format_rate", "unparsable_rate", "markers")}
+                ends = [np.mean([r[f"pass@{n}_interval"] for r in found], axis=0)]
+                vote = ""
+                if found[0]["majority"] is not None:
+                    vote = percent(np.mean([r["majority"] for r in found]),
+                                   np.mean([r["majority_interval"] for r in found], axis=0).tolist())
+                rows.append([label, percent(mean[f"pass@{n}"], ends[0].tolist()), vote, f"{mean['length']:.1f}",
+                             percent(mean["truncation_rate"]), percent(mean["format_rate"]),
+                             f"{100 * mean['unparsable_rate']:.2f}", f"{mean['markers']:.2f}"])
+        lines += [f"## Behaviour on {benchmark}, {scores.decodings[0]}", "",
+                  *markdown_table(["method", f"pass@{n}", f"majority@{n}", "tokens", "truncated, %", "boxed, %",
+                                   "unparsable, %", "markers"], rows), "",
+                  "Means over seeds; in brackets the mean ends of the seeds' 95 % intervals by bootstrap over problems. "
+                  "Boxed: answers with a box; unparsable: boxes that no grader can read, counted as wrong; markers: the "
+                  "paper's reflection markers in an answer.", ""]
+    return lines
 
 
-def training_table(labels, scored):
+def metrics_of(scores, label):
+    """The rows of metrics.jsonl of each run with this label."""
+    logs = [run.folder / "metrics.jsonl" for run in scores.last if run.label == label]
+    return [[json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] for log in logs if log.exists()]
+
+
+def training_table(scores, labels):
     """How the runs went, from the metrics.jsonl beside each eval.json."""
     rows = []
     for label in labels:
-        logs = [run["folder"] / "metrics.jsonl" for run in scored if run["label"] == label]
-        runs = [[json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-                for log in logs if log.exists()]
-        if not runs or "weight_mean" not in runs[0][0]:
+        runs = metrics_of(scores, label)
+        if not runs or "rollout_accuracy" not in runs[0][0]:
             continue
 
-        def mean(key, span=slice(None)):
-            values = [row[key] for run in runs for row in run[span] if row[key] is not None]
-            return np.mean(values) if values else float("nan")
+        def mean(key, form, span=slice(None)):
+            values = [row[key] for run in runs for row in run[span] if row.get(key) is not None]
+            return format(np.mean(values), form) if values else ""
 
         quarter = max(1, len(runs[0]) // 4)
+        early, late = slice(quarter), slice(-quarter, None)
         rows.append([label, str(len(runs[0])), f"{np.median([row['seconds'] for run in runs for row in run]):.2f}",
-                     f"{mean('divergence', slice(quarter)):.3f} → {mean('divergence', slice(-quarter, None)):.3f}",
-                     f"{100 * mean('rollout_accuracy', slice(quarter)):.0f} → "
-                     f"{100 * mean('rollout_accuracy', slice(-quarter, None)):.0f}",
-                     f"{100 * mean('key_token_share'):.1f}", f"{mean('weight_max'):.2f}",
-                     f"{mean('effective_sample_size'):.1f}", f"{mean('weight_auc_wrong'):.2f}"])
+                     f"{mean('divergence', '.3f', early)} → {mean('divergence', '.3f', late)}",
+                     f"{mean('rollout_accuracy', '.2f', early)} → {mean('rollout_accuracy', '.2f', late)}",
+                     mean("key_token_share", ".3f"), mean("weight_max", ".2f"), mean("effective_sample_size", ".1f"),
+                     mean("weight_auc_wrong", ".2f")])
     if not rows:
         return []
-    header = ["Method", "steps", "median s/step", "divergence a token", "rollouts right, %", "key tokens, %",
-              "largest weight", "effective samples", "AUC for wrong"]
+    header = ["method", "steps", "median s a step", "divergence a token", "rollouts right", "key tokens", "largest weight",
+              "effective samples", "AUC for wrong"]
     return ["## Training", "", *markdown_table(header, rows), "",
-            "Means over steps and seeds; `→` from the first to the last quarter of the steps. AUC for wrong: the chance "
-            "that the ReNIO weight of a wrong rollout exceeds that of a right one in the same batch, whether or not the "
-            "method used the weight.", ""]
+            "Means over steps and seeds; `→` from the first to the last quarter of the steps; shares as fractions. AUC for "
+            "wrong: the chance that the ReNIO weight of a wrong rollout exceeds that of a right one in the same batch, "
+            "whether or not the method used the weight.", ""]
 
 
 def markdown_table(header, rows):
     return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
 
 
-def plot_scores(folder, labels, runs):
-    """Draw scores.png, a mark a method and decoding with its interval; the lines that show it in the report."""
+# ---------------------------------------------------------------------------------------------------------------------
+# The figures, readable in print and without colour. Each returns the lines that show it in the report, or none.
+
+
+@contextlib.contextmanager
+def drawing(path, rows=1, columns=1, size=(5.0, 3.4)):
+    """The axes (rows, columns) of a figure that is written to `path` in the end."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    benchmarks = list(dict.fromkeys(r["benchmark"] for run in runs for r in run["results"]))
-    figure, axes = pyplot.subplots(1, len(benchmarks), figsize=(6.5 * len(benchmarks), 0.45 * len(labels) + 1.4),
-                                   squeeze=False, layout="constrained")
-    for axis, benchmark in zip(axes[0], benchmarks):
-        for decoding, marker, fill, shift in (("sampled", "o", "black", -0.14), ("greedy", "D", "white", 0.14)):
-            places, means, low, high = [], [], [], []
-            for place, label in enumerate(labels):
-                _, _, scores = results_of(runs, benchmark, decoding, label)
-                if len(scores):
-                    ends = bootstrap_interval(scores)
-                    places.append(place + shift)
-                    means.append(100 * scores.mean())
-                    low.append(100 * (scores.mean() - ends[0]))
-                    high.append(100 * (ends[1] - scores.mean()))
-            if places:
-                axis.errorbar(means, places, xerr=[low, high], fmt=marker, color="black", markerfacecolor=fill,
-                              capsize=3, label=decoding)
-        axis.set_yticks(range(len(labels)), labels)
-        axis.invert_yaxis()
-        axis.set_xlabel(f"{benchmark}: right answers, % (bars: 95 % intervals)")
-        axis.grid(axis="x", alpha=0.3)
-        axis.legend(loc="best")
-    figure.savefig(folder / "scores.png", dpi=150)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False,
+                                   layout="constrained")
+    yield axes
+    figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def error_bars(values, ends):
+    """Lengths (2, N) of error bars from values and their (low, high) ends."""
+    return np.abs(np.array(ends).T - np.array(values))
+
+
+def plot_scores(scores, folder, labels):
+    """Score of each method, a mark a decoding."""
+    tasks = list(dict.fromkeys(tuple(benchmarks) for _, benchmarks, _ in headline_columns(scores)))
+    with drawing(folder / "scores.png", 1, len(tasks), (6.5, 0.42 * len(labels) + 1.3)) as axes:
+        for axis, benchmarks in zip(axes[0], tasks):
+            for decoding, marker, fill, shift in (("sampled", "o", "black", -0.14), ("greedy", "D", "white", 0.14)):
+                points = [(place + shift, average(values), interval(*values, within=(0, 1)))
+                          for place, label in enumerate(labels)
+                          for seeds, values in [scores.of(label, list(benchmarks), decoding)] if seeds]
+                if points:
+                    places, means, ends = zip(*points)
+                    axis.errorbar(100 * np.array(means), places, xerr=100 * error_bars(means, ends), fmt=marker,
+                                  color="black", markerfacecolor=fill, capsize=3, label=decoding)
+            axis.set_yticks(range(len(labels)), labels)
+            axis.invert_yaxis()
+            axis.set_xlabel(f"{', '.join(benchmarks)}: right answers, % (bars: 95 % intervals)")
+            axis.grid(axis="x", alpha=0.3)
+            axis.legend(loc="best")
     return ["![Score of each method with its interval](scores.png)", ""]
+
+
+ARM_STYLES = {"correct": ("o", "-", "black"), "incorrect": ("s", "--", "black"), "unfiltered": ("^", ":", "grey")}
+
+
+def plot_filter(scores, folder, design, name):
+    """Figures 1, 7 and 8: score, length and markers of each arm over the training steps."""
+    methods = [m for m in ("opd", "opsd") if any(len(scores.steps(f"{m}{design}-{arm}")) > 1 for arm in ARM_STYLES)]
+    if not methods:
+        return []
+    _, benchmarks, decoding = headline_columns(scores)[0]
+    panels = (("right", "right answers, %", 100), ("tokens", "tokens an answer", 1), ("markers", "markers an answer", 1))
+    with drawing(folder / name, len(methods), len(panels), (4.2, 3.0)) as axes:
+        for row, method in zip(axes, methods):
+            for axis, (key, title, scale) in zip(row, panels):
+                for shift, (arm, (marker, line, colour)) in enumerate(ARM_STYLES.items()):
+                    label, points = f"{method}{design}-{arm}", []
+                    for step in (0, *scores.steps(label)):
+                        seeds, values = (scores.of("base", benchmarks, decoding, key) if step == 0 else
+                                         scores.of(label, benchmarks, decoding, key, step))
+                        if seeds:
+                            points.append((step + 0.4 * (shift - 1), average(values), interval(*values)))
+                    if points:
+                        steps, means, ends = zip(*points)
+                        axis.errorbar(steps, scale * np.array(means), yerr=scale * error_bars(means, ends), fmt=marker + line,
+                                      color=colour, markersize=4, capsize=2, linewidth=1, label=f"{arm}-only"
+                                      if arm != "unfiltered" else arm)
+                axis.set_xlabel("training step")
+                axis.set_ylabel(title)
+                axis.set_title(f"{method.upper()}{', same problems' * bool(design)}", fontsize=10)
+                axis.grid(alpha=0.3)
+        axes[0][0].legend(fontsize=8)
+    what = "on the same problems for each arm (a design that the paper lacks)" if design else "as in the paper"
+    return [f"![Score, length and markers over the training steps by arm]({name})", "",
+            f"Figures 1, 7 and 8, {what}: {', '.join(benchmarks)}, {decoding}; bars: 95 % intervals; step 0 is the base.", ""]
+
+
+def plot_sweeps(scores, folder):
+    """Figure 6: scores over the clip and over the threshold of ReNIO under OPD."""
+    sweeps = {"clip of the log-ratio (threshold 0.8)": {2.0: "-clip2.0", 2.5: "-clip2.5", 3.0: ""},
+              "threshold (clip 3.0)": {0.6: "-threshold0.6", 0.8: "", 1.0: "-threshold1.0"}}
+    with drawing(folder / "figure6.png", 1, 2) as axes:
+        for axis, (title, runs) in zip(axes[0], sweeps.items()):
+            for (name, benchmarks, decoding), marker, fill in zip(headline_columns(scores), "oDs^",
+                                                                   ("black", "white", "grey", "white")):
+                points = [(x, average(values), interval(*values, within=(0, 1))) for x, suffix in runs.items()
+                          for seeds, values in [scores.of(f"opd+renio{suffix}", benchmarks, decoding)] if seeds]
+                if points:
+                    places, means, ends = zip(*points)
+                    axis.errorbar(places, 100 * np.array(means), yerr=100 * error_bars(means, ends), fmt=marker + "-",
+                                  color="black", markerfacecolor=fill, capsize=3, linewidth=0.8, label=name)
+            axis.set_xticks(list(runs))
+            axis.set_xlabel(title)
+            axis.set_ylabel("right answers, %")
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=8)
+    return ["![Scores over clip and threshold](figure6.png)", "", "Figure 6: OPD with ReNIO; bars: 95 % intervals.", ""]
+
+
+def read_rollouts(scores, label):
+    """Rows of rollouts.jsonl by training seed."""
+    paths = {run.seed: run.folder / "rollouts.jsonl" for run in scores.last if run.label == label}
+    return {seed: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            for seed, path in sorted(paths.items()) if path.exists()}
+
+
+def plot_log_ratios(folder, rollouts):
+    """Figure 3: how the log-ratios of the sampled tokens are distributed."""
+    shown = {label: [x for run in runs.values() for r in run for x in r["log_ratios"]] for label, runs in rollouts.items()}
+    shown = {label: np.array(values) for label, values in shown.items() if values}
+    if not shown:
+        return []
+    with drawing(folder / "figure3.png", 1, len(shown)) as axes:
+        for axis, (label, values) in zip(axes[0], shown.items()):
+            axis.hist(values, bins=80, color="lightgrey", edgecolor="black", linewidth=0.4, log=True)
+            axis.axvline(0.8, color="black", linestyle="--", label="threshold 0.8")
+            axis.axvline(3.0, color="black", linestyle=":", label="clip 3.0")
+            axis.set_xlabel("log-ratio of student to teacher, nats")
+            axis.set_ylabel("sampled tokens")
+            axis.set_title(f"{label.upper()}: {len(values):,} tokens, {100 * (values > 0.8).mean():.1f} % above the threshold",
+                           fontsize=10)
+            axis.legend(fontsize=8)
+    return ["## Figure 3: log-ratios of the student's own tokens", "", "![Histogram of log-ratios](figure3.png)", "",
+            "All rollouts of the plain runs, over all steps and seeds.", ""]
+
+
+def plot_entropy(folder, rollouts):
+    """Figure 5: the weight against the teacher's mean entropy."""
+    shown = {label: [r for run in runs.values() for r in run] for label, runs in rollouts.items() if runs}
+    if not shown:
+        return []
+    lines = []
+    with drawing(folder / "figure5.png", 1, len(shown)) as axes:
+        for axis, (label, rows) in zip(axes[0], shown.items()):
+            entropy, weight = (np.array([r[key] for r in rows]) for key in ("teacher_entropy", "weight"))
+            axis.plot(entropy, weight, ".", color="black", markersize=2, alpha=0.4)
+            axis.set_xlabel("teacher's mean entropy a token, nats")
+            axis.set_ylabel("ReNIO weight, before normalizing")
+            axis.set_yscale("log")
+            axis.set_title(label.upper(), fontsize=10)
+            axis.grid(alpha=0.3)
+            by_seed = [rank_correlation([r["teacher_entropy"] for r in run], [r["weight"] for r in run])
+                       for run in rollouts[label].values()]
+            lines.append(f"{label.upper()}: rank correlation {rank_correlation(entropy, weight):+.2f} over {len(rows):,} "
+                         f"rollouts (by seed {', '.join(f'{x:+.2f}' for x in by_seed)}).")
+    return ["## Figure 5: weight and the teacher's entropy", "", "![Weight against entropy](figure5.png)", "",
+            " ".join(lines), ""]
+
+
+def plot_weights(folder, rollouts):
+    """Weights of right and of wrong rollouts, which the paper does not show."""
+    shown = {label: [r for run in runs.values() for r in run if r["right"] is not None] for label, runs in rollouts.items()}
+    shown = {label: rows for label, rows in shown.items() if rows}
+    if not shown:
+        return []
+    with drawing(folder / "weights.png", 1, len(shown)) as axes:
+        for axis, (label, rows) in zip(axes[0], shown.items()):
+            weights, wrong = np.array([r["weight"] for r in rows]), np.array([not r["right"] for r in rows])
+            bins = np.geomspace(weights.min(), weights.max() * 1.001, 40)
+            for which, name, style in ((~wrong, "right", dict(color="lightgrey", edgecolor="black", linewidth=0.4)),
+                                       (wrong, "wrong", dict(histtype="step", color="black", linewidth=1.5))):
+                axis.hist(weights[which], bins=bins, label=f"{name}: {which.sum():,}", **style)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_xlabel("ReNIO weight, before normalizing")
+            axis.set_ylabel("rollouts")
+            curve = area_under_curve(weights, wrong)
+            axis.set_title(label.upper() + ("" if curve is None else f": AUC for wrong {curve:.3f}"), fontsize=10)
+            axis.legend(fontsize=8)
+    return ["## Weights of right and wrong rollouts", "", "![Weights of right and wrong rollouts](weights.png)", "",
+            "Of the plain runs, over all steps and seeds; rollouts cut before an answer are left out.", ""]
+
+
+def plot_seconds(scores, folder):
+    """Figure 4: seconds a step by method and length of the rollouts."""
+    names = ["opsd", "opsd+renio", "opsd@*", "opsd+renio@*", "opd", "opd+renio", "opd@*", "opd+renio@*", "grpo"]
+    shown = {}
+    for label in (name.replace("*", scores.other) for name in names):
+        seconds = [row["seconds"] for run in metrics_of(scores, label) for row in run[1:]]  # the first step warms up
+        if seconds:
+            shown[label] = np.quantile(seconds, [0.25, 0.5, 0.75])
+    if not shown:
+        return []
+    with drawing(folder / "figure4.png", size=(6.5, 0.4 * len(shown) + 1.2)) as axes:
+        low, middle, high = np.array(list(shown.values())).T
+        axes[0][0].barh(range(len(shown)), middle, xerr=[middle - low, high - middle], color="lightgrey", edgecolor="black",
+                        capsize=3)
+        axes[0][0].set_yticks(range(len(shown)), list(shown))
+        axes[0][0].invert_yaxis()
+        axes[0][0].set_xlabel("seconds a step: median, and quartiles over steps and seeds")
+    rows = [[label, f"{q[1]:.3f} [{q[0]:.3f}, {q[2]:.3f}]",
+             str(PUBLISHED_SECONDS.get(published_label(scores, label, True), ""))] for label, q in shown.items()]
+    return ["## Figure 4: seconds a step", "", "![Seconds a step](figure4.png)", "",
+            *markdown_table(["method", "ours, median [quartiles]", "paper, 4 H200"], rows), "",
+            "Runs side by side on one machine slow each other, so that small differences mean nothing here; `python "
+            "tests/bench.py step` compares with and without the weight in one process.", ""]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1544,8 +2059,6 @@ def parse_args(argv):
     if not args.temperature > 0 or not 0 < args.top_p <= 1 or args.top_k < 0 or (args.limit or 1) < 1:
         raise UserError("need --temperature above 0 (greedy: --decoding greedy), --top_p in (0, 1], --top_k from 0 and "
                         "--limit from 1")
-    if args.adapter and not (Path(args.adapter) / "adapter_config.json").exists():
-        raise UserError(f"--adapter {args.adapter}: no adapter_config.json in it")
     if not 0 < args.vllm_memory < 1:
         raise UserError(f"--vllm_memory {args.vllm_memory}: must lie between 0 and 1")
     if args.engine == "vllm":

@@ -96,14 +96,18 @@ def draw_matched(sampler, tokenizer, examples, step, eos_ids, config, arms):
     stretch = config.max_problems * config.batch_size
     problems = list(enumerate(examples))[step * stretch : (step + 1) * stretch]
     taken, counts = {}, Counter()
-    for start in range(0, stretch, config.batch_size):
-        found = {number: {} for number, _ in problems[start : start + config.batch_size]}  # verdict -> first completion
-        for attempt in range(config.max_draws):
+    block = 3 * config.batch_size  # at once: fewer would mostly not do, and small batches sample slowly
+    for start in range(0, stretch, block):
+        found = {number: {} for number, _ in problems[start : start + block]}  # verdict -> first completion
+        attempts = 0
+        while attempts < config.max_draws:
             batch = [number for number, by_verdict in found.items() if len(by_verdict) < 2]
             if not batch:
                 break
+            batch *= min(max(2, attempts), config.max_draws - attempts)  # ever more at once: few large batches are faster
             drawn = draw(sampler, tokenizer, [examples[number] for number in batch], eos_ids, config,
-                         rollout_seed(config, step, arms.rank) + (start * config.max_draws + attempt + 1) * 10**9, counts)
+                         rollout_seed(config, step, arms.rank) + (start * config.max_draws + attempts + 1) * 10**9, counts)
+            attempts += len(batch) // len(set(batch))
             for number, (completion, right) in zip(batch, drawn):
                 if right is not None:
                     found[number].setdefault(right, completion)  # in the order in which they came
@@ -114,7 +118,7 @@ def draw_matched(sampler, tokenizer, examples, step, eos_ids, config, arms):
             numbers = sorted(taken)[: config.batch_size]
             return ([examples[number] for number in numbers], [taken[number] for number in numbers],
                     dict(drawn=counts.total(), drawn_right=counts[True], drawn_ungradable=counts[None],
-                         tried=start + config.batch_size, problems=numbers))
+                         tried=min(start + block, stretch), problems=numbers))
     raise UserError(
         f"step {step + 1}: {len(taken)} of {config.batch_size} problems had a right and a wrong rollout from every arm, in "
         f"{stretch} problems and {described(counts)} of the {config.arm} arm; raise --max_draws, --max_problems or "

@@ -416,7 +416,7 @@ def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
             rows = [dict(p, privileged=True) if rng.random() < config.privileged_share else r
                     for r, p in zip(rows, invented)]
     else:
-        rows = read_problems(config.dataset, need_solution=config.method in ("sft", "opsd"))
+        rows = read_problems(config.dataset, need_solution=config.method in ("sft", "opsd"), task=config.task)
         for row in rows:
             row["privileged"] = rng.random() < config.privileged_share
     examples, skipped = [], 0

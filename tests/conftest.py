@@ -80,13 +80,15 @@ def teacher_logits(teacher, prompts, completions):
         return completion_logits(teacher.model, prompts, completions)[0]
 
 
-def write_run(folder, label, seed, right, problems=None):
-    """An eval.json of 20 problems x 2 samples, `right` of each problem's samples right."""
-    answers = [[dict(boxed="1", right=i < c, reason="equal", tokens=10, truncated=False, markers=0) for i in range(2)] for c in right]
-    result = dict(benchmark="arith", decoding="sampled", n=2, **renio_eval.summarize(answers),
-                  problems=[dict(problem=str(i), answers=a) for i, a in enumerate(answers)])
-    settings = dict(n=2, temperature=1.0, top_p=0.95, top_k=0, max_new_tokens=64, thinking=True,
-                    checksums=dict(arith=problems or "same"))
+def write_run(folder, label, seed, right, problems=None, decodings=("sampled",), tokens=10, markers=0):
+    """An eval.json of a problem for each entry of `right` x 2 samples, so many of each problem's samples right."""
+    results = []
+    for decoding in decodings:
+        answers = [[dict(boxed="1", right=i < c, reason="equal", tokens=tokens, truncated=False, markers=markers)
+                    for i in range(2)] for c in right]
+        results.append(dict(benchmark="arith", decoding=decoding, n=2, **renio_eval.summarize(answers),
+                            problems=[dict(problem=str(i), answers=a) for i, a in enumerate(answers)]))
+    settings = dict(model="base", temperature=1.0, top_p=0.95, top_k=0, max_new_tokens=64, thinking=True,
+                    engine="transformers", checksums=dict(arith=problems or "same"))
     folder.mkdir(parents=True)
-    (folder / "eval.json").write_text(json.dumps(dict(label=label, train_seed=seed, settings=settings,
-                                                      results=[result])))
+    (folder / "eval.json").write_text(json.dumps(dict(label=label, train_seed=seed, settings=settings, results=results)))
