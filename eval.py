@@ -541,10 +541,13 @@ def judge():
     try:
         solution.start(job["program"], tested_functions(row))
         names = {name: functools.partial(solution.call, name) for name in tested_functions(row)}
-        scope = dict(names, __name__="__main__")
-        imports = [ast.unparse(node) for node in ast.parse(row.get("code", "")).body
-                   if isinstance(node, (ast.Import, ast.ImportFrom))]  # which MBPP's tests use too
-        base = "\n".join([*imports, *row.get("test_imports", ()), *row.get("test_list", ())])
+        scope = dict(__name__="__main__")
+        # tests also use what stands above them in the set: HumanEval's helper functions, imports of MBPP's solutions
+        given = row["prompt"] if "entry_point" in row else "\n".join(
+            [ast.unparse(node) for node in ast.parse(row["code"]).body if isinstance(node, (ast.Import, ast.ImportFrom))])
+        exec(compile(given, "<prompt>", "exec"), scope)
+        scope |= names
+        base = "\n".join([*row.get("test_imports", ()), *row.get("test_list", ())])
         for test in (base, row["test"]):
             exec(compile(test, "<test>", "exec"), scope)
         if "entry_point" in row:

