@@ -250,7 +250,7 @@ def read_problems(source, split="train", need_solution=False, task="math"):
         if isinstance(solution, str) and answer is None:
             answer = solution.rpartition("####")[2].strip() if "####" in solution else extract_boxed(solution)
         for name, value in (("problem (or question, prompt)", problem), ("solution", solution)):
-            needed = need_solution or not name.startswith("solution")
+            needed = need_solution or value is not None or not name.startswith("solution")
             if needed and not (isinstance(value, str) and value.strip()):
                 raise UserError(f"{source}, row {number}: no text in a column {name}; its columns are "
                                 + ", ".join(raw))
@@ -896,14 +896,14 @@ def load_model(name, dtype="float32", device="cpu", adapter=None):
 
     flash = device.startswith("cuda") and dtype == "bfloat16" and is_flash_attn_2_available()
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype),
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True,
                                                      attn_implementation="flash_attention_2" if flash else "sdpa")
     except (OSError, ValueError) as error:
         raise UserError(f"no model in {name}: {str(error).splitlines()[0]}") from None
     if adapter:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, adapter)
+        model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
     return model.to(device).eval()
 
 

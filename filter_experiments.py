@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Literal
 
 from eval import UserError
-from renio import Config, Devices, flag, grade_rollout, main, newest_checkpoint, rollout_seed, train
+from renio import (Config, Devices, checkpoints, flag, grade_rollout, main, newest_checkpoint, rollout_seed, step_of,
+                   train)
 
 ARMS = ("correct", "incorrect", "unfiltered")
 
@@ -139,10 +140,10 @@ def study(config, devices):
                         f"--nproc_per_node {len(ARMS)} and without --fsdp")
     config = replace(config, arm=ARMS[devices.rank], output_dir=f"{config.output_dir}/{ARMS[devices.rank]}")
     newest = newest_checkpoint(Path(config.output_dir))
-    common = min(devices.gather([int(newest.name.split("-")[1]) if newest else 0]))
-    while config.resume and newest and int(newest.name.split("-")[1]) > common:  # another arm was stopped before its own
-        shutil.rmtree(newest)
-        newest = newest_checkpoint(Path(config.output_dir))
+    common = min(devices.gather([step_of(newest) if newest else 0]))
+    for folder in checkpoints(Path(config.output_dir)):
+        if config.resume and step_of(folder) > common:  # another arm was stopped before its own
+            shutil.rmtree(folder)
 
     def draw_arm(sampler, tokenizer, examples, step, eos_ids, config, _):
         return draw_matched(sampler, tokenizer, examples, step, eos_ids, config, devices)

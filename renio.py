@@ -20,7 +20,10 @@ Left out: the KL term of GRPO, which the released script switches off too.
 """
 
 import contextlib
+import fcntl
 import functools
+import hashlib
+import importlib
 import importlib.metadata
 import json
 import math
@@ -29,8 +32,10 @@ import random
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -128,6 +133,8 @@ class Config:
     max_steps: int = flag(100, "updates")
     max_grad_norm: float = flag(0.0, "clip of the gradient's norm; 0: off")
     save_steps: int = flag(25, "updates between checkpoints; 0: only final/")
+    keep_checkpoints: int = flag(0, "so many newest checkpoint-N stay, 0: all; a run goes on from the last two only")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag("none", "where metrics go beside metrics.jsonl")
     save_rollouts: bool = flag(False, "opd, opsd: write weight, verdict and log-ratios of each rollout to rollouts.jsonl")
 
 
@@ -176,11 +183,17 @@ def check(config):
             raise UserError(text)
 
     need(config.output_dir, "--output_dir: required")
+    for name, value in vars(config).items():
+        need(value == value, f"--{name} nan: must be a number")  # nan alone differs from itself
+        need(not isinstance(value, int) or abs(value) < 2**31, f"--{name} {value}: must lie within 2^31")
     for name in ("max_steps", "batch_size", "micro_batch_size", "prefix_tokens", "max_prompt_tokens"):
         need(getattr(config, name) >= 1, f"--{name} {getattr(config, name)}: must be at least 1")
-    for name in ("temperature", "weight_temperature", "learning_rate"):
-        need(0 < getattr(config, name) < float("inf"), f"--{name} {getattr(config, name)}: must be positive")
-    for name in ("top_k", "lora_r", "save_steps", "schedule_steps", "warmup_steps", "max_grad_norm"):
+    need(config.max_steps * config.batch_size < 10**8,
+         f"--max_steps {config.max_steps} x --batch_size {config.batch_size}: at most 100 million rollouts a run")
+    for name, low, high in (("temperature", 0.01, 100), ("weight_temperature", 0.01, 1e6), ("learning_rate", 1e-12, 100)):
+        need(low <= getattr(config, name) <= high, f"--{name} {getattr(config, name)}: must lie in [{low}, {high}]")
+    for name in ("seed", "top_k", "lora_r", "save_steps", "schedule_steps", "warmup_steps", "max_grad_norm",
+                 "keep_checkpoints"):
         need(getattr(config, name) >= 0, f"--{name} {getattr(config, name)}: must not be negative (0: off)")
     for name in ("beta", "ema_decay", "privileged_share"):
         need(0 <= getattr(config, name) <= 1, f"--{name} {getattr(config, name)}: must lie in [0, 1]")
@@ -205,6 +218,7 @@ def check(config):
         need_vllm("--rollout_engine")
     need(config.weighting != "correctness" or config.log_ratio_clip < float("inf"),
          "--log_ratio_clip inf: the weight of a wrong rollout under --weighting correctness, so it must be finite")
+    need(config.keep_checkpoints != 1, "--keep_checkpoints 1: at least 2, in case the last one is damaged; 0 keeps all")
     need(config.variant == "paper" or config.weighting in ("none", "renio"),
          f"--variant official: the released code has no weighting {config.weighting}")
     need(config.privileged_share == 0 or config.method == "sft", "--privileged_share: only for --method sft")
@@ -261,7 +275,7 @@ def load_student(config, device, checkpoint=None):
 
         torch.manual_seed(config.seed)  # of the adapter's initial weights
         if checkpoint:
-            model = PeftModel.from_pretrained(model, checkpoint, is_trainable=True)
+            model = PeftModel.from_pretrained(model, checkpoint, is_trainable=True, use_safetensors=True)
         else:
             try:
                 model = get_peft_model(model, LoraConfig(
@@ -1078,26 +1092,112 @@ def full_weights(model):
 def save(folder, model, tokenizer, writes, state=None):
     """Write the model (or adapter) and tokenizer, and with `state` what a resumed run needs; whole or not at all.
 
-    All ranks call it together; the one that `writes` does.
+    All ranks call it together; the one that `writes` does. Raises UserError where the disk does not take it.
     """
     sharded = any(isinstance(p, DTensor) for p in model.parameters())
     weights = full_weights(model) if sharded else None
     if not writes:
         return
     aside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.should_save_on_this_rank = lambda is_main_process: True  # transformers would leave it to rank 0
-    model.save_pretrained(aside, state_dict=weights)
-    tokenizer.save_pretrained(aside)
-    if state:
-        torch.save(state, aside / "trainer_state.pt")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        model.should_save_on_this_rank = lambda is_main_process: True  # transformers would leave it to rank 0
+        model.save_pretrained(aside, state_dict=weights)
+        tokenizer.save_pretrained(aside)
+        if state:
+            torch.save(state, aside / "trainer_state.pt")
+        write_json(aside / "checksums.json", {path.name: file_checksum(path) for path in sorted(aside.iterdir())})
+        for path in (*aside.iterdir(), aside):  # on the disk before the name says that it is there
+            flush(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        flush(folder.parent)
+    except Exception as error:  # safetensors and torch raise their own kinds when a disk is full
+        raise UserError(f"--output_dir {folder.parent}: {folder.name} can't be written ({' '.join(str(error).split())}); "
+                        "what was saved before is intact, and --resume goes on from it") from None
+
+
+def flush(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def file_checksum(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoints(output_dir):
+    """The folders checkpoint-N, the newest first."""
+    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder):
+    return int(folder.name.split("-")[1])
 
 
 def newest_checkpoint(output_dir):
-    found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return max(found, key=lambda path: int(path.name.split("-")[1]), default=None)
+    """The newest checkpoint that is whole, or None. Warns of those that are damaged."""
+    for folder in checkpoints(output_dir):
+        if not (folder / "trainer_state.pt").exists():
+            continue  # an old one, whose weights alone are left
+        try:
+            recorded = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+            damaged = [name for name, checksum in recorded.items() if file_checksum(folder / name) != checksum]
+        except (OSError, ValueError) as error:
+            damaged = [str(error)]
+        if not damaged:
+            return folder
+        print(f"warning: {folder} is damaged ({', '.join(damaged)}); going on from the one before", file=sys.stderr)
+    return None
+
+
+def prune_checkpoints(output_dir, config):
+    """Keep what resuming needs in the last two checkpoints only, and of an unplanned stop nothing once it is passed."""
+    for i, folder in enumerate(checkpoints(output_dir)):
+        if i and (step_of(folder) % config.save_steps or 0 < config.keep_checkpoints <= i):
+            shutil.rmtree(folder)
+        elif i > 1:
+            (folder / "trainer_state.pt").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def only_run_in(output_dir, writes):
+    """Within it no other run has this output_dir. Raises UserError where one has."""
+    if not writes:
+        yield
+        return
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with (output_dir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system drops it with the process
+        except BlockingIOError:
+            raise UserError(f"--output_dir {output_dir}: another run is at work in it") from None
+        yield
+
+
+class StopSignal:
+    """Within it SIGTERM and Ctrl-C only set `name`, so that the loop can end after the step in hand; a second one ends now."""
+
+    name = None
+
+    def __enter__(self):
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def note(self, number, frame):
+        if self.name:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
+        print(f"{self.name}: writing a checkpoint after this step; once more to stop at once", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def open_output(config):
@@ -1106,7 +1206,8 @@ def open_output(config):
     Returns the checkpoint to go on from, or None.
     """
     output_dir = Path(config.output_dir)
-    settings = {k: v for k, v in asdict(config).items() if k not in ("output_dir", "resume", "device", "vllm_memory")}
+    settings = {k: v for k, v in asdict(config).items()
+                if k not in ("output_dir", "resume", "device", "vllm_memory", "report_to")}
     path = output_dir / "config.json"
     if path.exists() and (output_dir / "metrics.jsonl").exists():  # without it no step was made
         if not config.resume:
@@ -1118,9 +1219,9 @@ def open_output(config):
             raise UserError(f"--resume: {output_dir} was made with other settings: "
                             + ", ".join(f"--{k} {old.get(k)} (now {settings[k]})" for k in changed))
         return newest_checkpoint(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     commit = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "numpy")}
+    names = ["torch", "transformers", "peft", "numpy"] + ["vllm"] * (config.rollout_engine == "vllm")
+    versions = {name: importlib.metadata.version(name) for name in names}
     write_json(path, dict(flags=settings, versions=versions, commit=commit.stdout.strip() or None))
     return None
 
@@ -1140,6 +1241,14 @@ def train(config, devices, draw=draw_rollouts, draws=1):
     if config.method == "grpo" and groups % devices.world:
         raise UserError(f"--batch_size {config.batch_size}: --generations {config.generations} make {groups} groups, which "
                         f"must be a multiple of the {devices.world} processes")
+    if config.variant == "official" and config.batch_size % (config.micro_batch_size * devices.world):
+        raise UserError(f"--batch_size {config.batch_size}: must be a multiple of --micro_batch_size "
+                        f"{config.micro_batch_size} x {devices.world} processes, since --variant official normalizes in each")
+    with only_run_in(Path(config.output_dir), devices.rank == 0), StopSignal() as stop:
+        run_steps(config, devices, draw, draws, stop)
+
+
+def run_steps(config, devices, draw, draws, stop):
     output_dir = Path(config.output_dir)
     writes = devices.rank == 0  # one process writes
     resumed = devices.gather([open_output(config) if writes else None])[0]
@@ -1151,9 +1260,11 @@ def train(config, devices, draw=draw_rollouts, draws=1):
     groups = [[p for p in trained if isinstance(p, DTensor) == sharded] for sharded in (False, True)]  # never mixed
     optimizer = torch.optim.AdamW([dict(params=group) for group in groups if group], lr=config.learning_rate,
                                   weight_decay=0.0, fused=True)
-    first = 0
+    first = skipped = 0  # updates skipped in a row
     if resumed:
         state = torch.load(resumed / "trainer_state.pt", map_location=devices.device, weights_only=True)
+        torch.set_rng_state(state["random"][devices.rank].cpu())
+        skipped = state["skipped"]
         optimizer.load_state_dict(state["optimizer"])
         for p, moments in optimizer.state.items():
             moments.update({name: split_like(moment, p) for name, moment in moments.items()})
@@ -1168,6 +1279,7 @@ def train(config, devices, draw=draw_rollouts, draws=1):
         longest = max(len(example.student_prompt) for example in examples)
         sampler = VllmSampler("--rollout_engine", config.model, config.dtype, devices.device,
                               longest + config.prefix_tokens, config.vllm_memory, config.lora_r)
+    report = reporter(config) if writes else None
     metrics_path, rollouts_path = output_dir / "metrics.jsonl", output_dir / "rollouts.jsonl"
     if writes:
         for path, rows in ((metrics_path, first), (rollouts_path, first * config.batch_size)):
@@ -1211,21 +1323,29 @@ def train(config, devices, draw=draw_rollouts, draws=1):
             else:
                 total, records = distillation_step(student, teacher, batch, completions, eos_ids, config, devices, watch,
                                                    seed=rollout_seed(config, step, 0))
-            grad_norm = update(optimizer, trained, total, config, devices, step)
+            grad_norm = update(optimizer, trained, total, config, devices)
+            finite = bool(torch.isfinite(grad_norm))
             watch.lap("optimizer")
-        if teacher:
+            if not finite:
+                break
+        if teacher and finite:
             teacher.follow()
         watch.lap("optimizer")
+        skipped = 0 if finite else skipped + 1
+        stopped = any(devices.gather([stop.name is not None]))
         records = devices.gather(records)
         seconds = sum(watch.seconds.values())
         if writes:
             row = dict(step=step + 1, **summarize(records, total.item(), config), **drawn, grad_norm=grad_norm.item(),
-                       learning_rate=learning_rate(config, step),
+                       skipped=not finite, learning_rate=learning_rate(config, step),
                        tokens_per_second=sum(r["length"] for r in records) / seconds, seconds=seconds,
                        **{f"seconds_{phase}": value for phase, value in watch.seconds.items()},
                        peak_memory_gb=peak_memory(devices.device))
+            row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has none
             with metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+            if report:
+                report(row)
             if config.save_rollouts:
                 with rollouts_path.open("a", encoding="utf-8") as file:
                     for r in records:
@@ -1233,31 +1353,69 @@ def train(config, devices, draw=draw_rollouts, draws=1):
                             step=step + 1, weight=r["renio"], right=r["right"], truncated=r["truncated"],
                             teacher_entropy=r["teacher_entropy"] / r["length"],
                             log_ratios=[round(x, 4) for x in r["log_ratios"]])) + "\n")
-            bar.set_postfix(loss=f"{row['loss']:.3f}", seconds=f"{seconds:.2f}", refresh=False)
-        if config.save_steps and (step + 1) % config.save_steps == 0:
+            bar.set_postfix(loss="skipped" if not finite else f"{row['loss']:.3f}", seconds=f"{seconds:.2f}", refresh=False)
+        if skipped == 3:
+            broken = output_dir / f"nonfinite-rank{devices.rank}.json"
+            write_json(broken, [dict(problem=example.row["problem"], prompt=example.student_prompt) for example in batch]
+                       if config.method == "sft" else [
+                           dict(problem=example.row["problem"], prompt=example.student_prompt, completion=completion)
+                           for example, completion in zip(batch, completions)])
+            raise UserError(f"step {step + 1}: the third gradient in a row that is not finite; try a lower --learning_rate "
+                            f"or --dtype float32. Its batch is in {broken}; the last checkpoint is intact")
+        if config.save_steps and (step + 1) % config.save_steps == 0 or stopped:
             save(output_dir / f"checkpoint-{step + 1}", student, tokenizer, writes, full(dict(
-                step=step + 1, optimizer=optimizer.state_dict(), teacher_copy=teacher and teacher.copy)))
+                step=step + 1, optimizer=optimizer.state_dict(), teacher_copy=teacher and teacher.copy, skipped=skipped,
+                random=devices.gather([torch.get_rng_state()]))))
+            if writes and config.save_steps and not stopped:
+                prune_checkpoints(output_dir, config)
+        if stopped and step + 1 < config.max_steps:
+            raise UserError(f"stopped after step {step + 1} of {config.max_steps}; the same command with --resume goes on")
     save(output_dir / "final", student, tokenizer, writes)
     if writes:
         print(f"wrote {output_dir / 'final'}", flush=True)
 
 
-def update(optimizer, trained, total, config, devices, step):
-    """Sum the gradients over the devices, divide them by the sum of `total`, clip them and descend; their norm."""
+def update(optimizer, trained, total, config, devices):
+    """Sum the gradients over the devices, divide them by the sum of `total`, clip them and descend; returns their norm.
+
+    Where it is not finite nothing changes.
+    """
     gradients = [p.grad for p in trained]
     devices.sum([*gradients, total])
     for gradient in gradients:
         local(gradient).div_(total)  # Eq. 8 and 9
     grad_norm = devices.norm(gradients)
-    if not torch.isfinite(grad_norm):
-        raise UserError(f"step {step + 1}: the gradient is not finite; try a lower --learning_rate or --dtype "
-                        "float32. The last checkpoint is intact")
     if 0 < config.max_grad_norm < grad_norm:
         for gradient in gradients:
             local(gradient).mul_(config.max_grad_norm / grad_norm)
-    optimizer.step()
+    if torch.isfinite(grad_norm):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return grad_norm
+
+
+def reporter(config):
+    """What sends a row of metrics to --report_to, or None. Raises UserError where that is not installed."""
+    if config.report_to == "none":
+        return None
+    name = Path(config.output_dir).name
+    try:
+        if config.report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(config.output_dir)
+
+            def report(row):
+                for key, value in row.items():
+                    if isinstance(value, (int, float)):
+                        writer.add_scalar(key, value, row["step"])
+                writer.flush()
+            return report
+        tracker = importlib.import_module(config.report_to)
+    except ImportError:
+        raise UserError(f"--report_to {config.report_to}: not installed; pip install {config.report_to}") from None
+    tracker.init(project="renio", name=name, config=asdict(config))
+    return lambda row: tracker.log({k: v for k, v in row.items() if isinstance(v, (int, float))}, step=row["step"])
 
 
 def learning_rate(config, step):
@@ -1313,6 +1471,9 @@ def main(argv=None, kind=Config, run=train):
         run(config, connect(config))
     except UserError as error:
         sys.exit(f"{script}: {error}")
+    except OSError as error:
+        sys.exit(f"{script}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; what was saved "
+                 "before is intact, and --resume goes on from it")
     except torch.cuda.OutOfMemoryError as error:
         sys.exit(f"{script}: {str(error).splitlines()[0]} Lower --micro_batch_size, then --prefix_tokens")
     finally:

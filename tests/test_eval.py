@@ -368,7 +368,7 @@ def test_an_evaluation_killed_at_any_moment_ends_as_an_uninterrupted_one(tmp_pat
 
 
 def test_code_answers_are_scored_by_their_tests(tmp_path, micro_model, monkeypatch):
-    rows = [dict(task_id="own/0", entry_point="f", prompt="def f(x):\n", canonical_solution="    return x\n",
+    rows = [dict(task_id="own/0", entry_point="f", prompt="def f(x):\n    '''Itself.'''\n", canonical_solution="    return x\n",
                  test="def check(candidate):\n    assert candidate(3) == 3\n")] * 2
     with gzip.open(tmp_path / renio_eval.BENCHMARKS["humaneval+"].file, "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
