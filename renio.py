@@ -1249,6 +1249,7 @@ def train(config, devices, draw=draw_rollouts, draws=1):
 
 
 def run_steps(config, devices, draw, draws, stop):
+    """All updates of a run, or those that are left; stop: the StopSignal that ends it early."""
     output_dir = Path(config.output_dir)
     writes = devices.rank == 0  # one process writes
     resumed = devices.gather([open_output(config) if writes else None])[0]

@@ -6,8 +6,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -241,6 +243,54 @@ def test_all_makes_every_run_of_every_target_once(tmp_path):
     assert len(together) == len(set(together))
     for target in TARGETS:
         assert {" ".join(words) for words in commands(tmp_path, target)} <= set(together), target
+
+
+STUB = """#!/usr/bin/env bash
+# in place of Python: makes what a run would make, and hangs in one run until that is interrupted
+echo "$@" >>"$CALLS"
+words=("$@")
+for ((i = 0; i < $#; i++)); do
+  case "${words[i]}" in
+    --output_dir) folder=${words[i + 1]} ;;
+    --output) mkdir -p "$(dirname "${words[i + 1]}")" && touch "${words[i + 1]}" ;;
+    --checkpoints) mkdir -p "${words[i + 1]}/checkpoint-50" && touch "${words[i + 1]}/checkpoint-50/eval.json" ;;
+  esac
+done
+case "${folder:-}" in
+  */opsd+renio) [ -e "$CALLS.again" ] || { touch "$CALLS.hangs"; sleep 60; } ;;
+  */*-matched) mkdir -p "$folder"/{correct,incorrect,unfiltered}/final ;;
+esac
+[ -z "${folder:-}" ] || mkdir -p "$folder/final"
+"""
+
+
+def test_a_killed_target_goes_on_where_it_was(tmp_path):
+    calls, python = tmp_path / "calls", tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(STUB)
+    python.chmod(0o755)
+    environment = {**ENVIRONMENT, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "CALLS": str(calls),
+                   "OUT": str(tmp_path / "out"), "SCALE": "micro"}
+    words = dict(cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    first = subprocess.Popen(["bash", "run_all.sh", "table8", "figure1"], **words)
+    while not calls.with_suffix(".hangs").exists():
+        assert first.poll() is None
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    before = calls.read_text().splitlines()
+    calls.unlink()
+    calls.with_suffix(".again").touch()
+    assert subprocess.run(["bash", "run_all.sh", "table8", "figure1"], **words).returncode == 0
+    after = calls.read_text().splitlines()
+    made = [line.rpartition("--output_dir ")[2].split()[0] for line in after if "--output_dir" in line]
+    assert f"{tmp_path}/out/seed0/opsd+renio" in made and f"{tmp_path}/out/seed0/opsd-matched" in made
+    assert all("--resume" in line for line in after if "--output_dir" in line)
+    assert any("seed0/base" in line for line in before) and not any(folder.endswith("/base") for folder in made)
+    assert len(made) == len(set(made))
+    calls.unlink()
+    assert subprocess.run(["bash", "run_all.sh", "table8", "figure1"], **words).returncode == 0
+    assert [line for line in calls.read_text().splitlines() if "--output" in line or "--checkpoints" in line] == []
 
 
 def test_paper_commands_name_the_papers_settings(tmp_path):

@@ -340,8 +340,7 @@ def test_verdicts_find_planted_effects_and_leave_nulls_undecided():
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("where", [0.2, 0.5, 0.8])
-def test_an_evaluation_killed_at_any_moment_ends_as_an_uninterrupted_one(tmp_path, micro_model, where):
+def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, micro_model):
     words = [sys.executable, "eval.py", "--model", micro_model, "--limit", 40, "--n", 4, "--batch_size", 8,
              "--max_new_tokens", 20, "--output"]
 
@@ -352,7 +351,7 @@ def test_an_evaluation_killed_at_any_moment_ends_as_an_uninterrupted_one(tmp_pat
     assert start("whole.json").wait() == 0
     process, partial = start("cut.json"), tmp_path / "cut.json.partial"
     deadline = time.monotonic() + 120
-    while not (partial.exists() and partial.read_bytes().count(b"\n") > 20 * where):
+    while not (partial.exists() and partial.read_bytes().count(b"\n") > 10):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
