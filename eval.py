@@ -1,17 +1,19 @@
-"""Score language models on math benchmarks and report the scores.
+"""Score language models on math and code benchmarks, compare and report the scores.
 
     python eval.py --model DIR_OR_NAME --benchmarks arith --n 4 --output scores.json
-    python eval.py --model Qwen/Qwen3-1.7B --adapter runs/opsd+renio/final --scale paper --output scores.json
-    python eval.py --model DIR_OR_NAME --benchmarks gsm8k --data_dir DATA --limit 8 --output scores.json
-    python eval.py report results/micro            # every eval.json below it -> results/micro/report.md
+    python eval.py --model Qwen/Qwen3-1.7B --adapter runs/opd+renio/final --scale paper --output scores.json
+    python eval.py --model DIR_OR_NAME --benchmarks gsm8k humaneval+ --data_dir DATA --limit 8 --output scores.json
+    python eval.py --checkpoints runs/opd+renio --model DIR_OR_NAME     # every checkpoint-N, each into its own eval.json
+    python eval.py compare A.json B.json           # paired difference of B over A, its interval and p-value
+    python eval.py report results/micro            # every eval.json below it -> results/micro/report.md and its figures
 
-One file, read top to bottom: the arithmetic world (a synthetic benchmark that needs no download), reading of data,
-prompts, graders, statistics, sampling, the evaluation, the report. It imports nothing of this project: renio.py and
-filter_experiments.py import it. torch and transformers are imported where a model runs, so that grading and
-reporting start at once.
+One file, read top to bottom: the arithmetic world (a synthetic benchmark that needs no download), prompts and data,
+graders, the sandbox for code, statistics, sampling, the evaluation, the report and its figures. It imports nothing of this
+project: renio.py and filter_experiments.py import it. torch and transformers are imported where a model runs, so that
+grading and reporting start at once.
 
-The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 38,912 new tokens, thinking on,
-12 samples a problem; `--scale paper` sets it. Left out: the code benchmarks (HumanEval+, MBPP+).
+The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 38,912 new tokens, thinking on, 12 samples a
+problem in math and 4 in code; `--scale paper` sets it.
 """
 
 import argparse
@@ -1176,7 +1178,7 @@ def evaluate(args):
     settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "data_dir", "vllm_memory")}
     settings |= dict(batch_size=batch_size, checksums={name: checksum(rows) for name, rows in benchmarks.items()},
                      prompts={name: tokenizer.decode(prompts[0]) for name, prompts in prompts_of.items()},
-                     versions={name: importlib.metadata.version(name) for name in {"torch", args.engine}})
+                     versions={name: version_of(name) for name in sorted({"torch", "transformers", args.engine})})
     done = resume_partial(partial, settings)
     eos_ids = end_ids(model, tokenizer)
     results = []
@@ -1258,6 +1260,13 @@ def device_memory(device):
 
         return torch.cuda.get_device_properties(device).total_memory / 1e9
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+def version_of(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version(f"{package}-cpu")  # vLLM's build for CPUs has another name
 
 
 def write_json(path, value):
@@ -1754,14 +1763,16 @@ def behaviour_table(scores, labels):
                 n = found[0]["n"]
                 mean = {key: np.mean([r[key] for r in found]) for key in (
                     f"pass@{n}", "length", "truncation_rate", "format_rate", "unparsable_rate", "markers")}
-                ends = [np.mean([r[f"pass@{n}_interval"] for r in found], axis=0)]
+                ends = np.mean([r[f"pass@{n}_interval"] for r in found], axis=0).tolist()
                 vote = ""
                 if found[0]["majority"] is not None:
                     vote = percent(np.mean([r["majority"] for r in found]),
                                    np.mean([r["majority_interval"] for r in found], axis=0).tolist())
-                rows.append([label, percent(mean[f"pass@{n}"], ends[0].tolist()), vote, f"{mean['length']:.1f}",
+                rows.append([label, percent(mean[f"pass@{n}"], ends), vote, f"{mean['length']:.1f}",
                              percent(mean["truncation_rate"]), percent(mean["format_rate"]),
                              f"{100 * mean['unparsable_rate']:.2f}", f"{mean['markers']:.2f}"])
+        if not rows:
+            continue
         lines += [f"## Behaviour on {benchmark}, {scores.decodings[0]}", "",
                   *markdown_table(["method", f"pass@{n}", f"majority@{n}", "tokens", "truncated, %", "boxed, %",
                                    "unparsable, %", "markers"], rows), "",

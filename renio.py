@@ -24,7 +24,6 @@ import fcntl
 import functools
 import hashlib
 import importlib
-import importlib.metadata
 import json
 import math
 import os
@@ -51,7 +50,7 @@ from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
 
 from eval import (UserError, VllmSampler, arith_rows, arith_tokenizer, area_under_curve, device_memory, end_ids,
                   grade_math, extract_boxed, load_model, load_tokenizer, need_vllm, pad, prompt_ids, read_problems, sample,
-                  write_json)
+                  version_of, write_json)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Flags.
@@ -1221,7 +1220,7 @@ def open_output(config):
         return newest_checkpoint(output_dir)
     commit = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
     names = ["torch", "transformers", "peft", "numpy"] + ["vllm"] * (config.rollout_engine == "vllm")
-    versions = {name: importlib.metadata.version(name) for name in names}
+    versions = {name: version_of(name) for name in names}
     write_json(path, dict(flags=settings, versions=versions, commit=commit.stdout.strip() or None))
     return None
 
