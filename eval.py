@@ -2105,6 +2105,11 @@ def main(argv=None):
             (evaluate_checkpoints if args.checkpoints else evaluate)(args)
     except UserError as error:
         sys.exit(f"eval.py: {error}")
+    except OSError as error:
+        sys.exit(f"eval.py: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; batches that were "
+                 "done are kept, and the same command goes on from them")
+    except KeyboardInterrupt:
+        sys.exit("eval.py: interrupted; batches that were done are kept, and the same command goes on from them")
     finally:
         VllmSampler.close()
 

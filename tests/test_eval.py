@@ -431,7 +431,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_
         return real(*args, **kwargs)
 
     monkeypatch.setattr(renio_eval, "sample", dying)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="interrupted; batches that were done are kept"):
         renio_eval.main([*words, "--output", str(tmp_path / "cut.json")])
     assert not (tmp_path / "cut.json").exists()
     renio_eval.main([*words, "--output", str(tmp_path / "cut.json")])
@@ -451,6 +451,9 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_
     ("--model x --output {0}/o.json --benchmarks aime24 --data_dir {0}", "aime_2024.jsonl: no such file"),
     ("--model x --output {0}/o.json --benchmarks amc23 --data_dir {0} --privileged", "amc23 has no worked solutions"),
     ("--model {1} --output {0}/o.json --adapter {0}", "no adapter_config.json in it"),
+    ("--model {1} --output {0}/amc23.jsonl/o.json --limit 1", "File exists: .*amc23.jsonl"),
+    ("--model {1}", "need --model and --output, or --checkpoints"),
+    ("--checkpoints {0} --output {0}/o.json", "leave out --output and --adapter"),
 ])
 def test_mistakes_end_with_one_line(tmp_path, micro_model, words, message):
     (tmp_path / "amc23.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')

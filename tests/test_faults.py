@@ -223,6 +223,19 @@ def test_a_model_folder_that_lacks_a_file_is_named(tmp_path, tokenizer, lost, me
     assert "\n" not in str(error.value)
 
 
+def test_a_tokenizer_without_eos_is_refused_and_one_without_pad_pads_with_eos(tmp_path, tokenizer):
+    renio.init_model("init:micro", tokenizer, seed=1).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    full = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in full.items() if k != "eos_token"}))
+    with pytest.raises(SystemExit, match="has no eos token, so no answer could end"):
+        train_on(tmp_path, [GOOD], tmp_path / "model")
+    path.write_text(json.dumps({k: v for k, v in full.items() if k != "pad_token"}))
+    assert renio_eval.load_tokenizer(str(tmp_path / "model")).pad_token == "<eos>"
+    assert len(train_on(tmp_path, [GOOD], tmp_path / "model")) == 2
+
+
 def test_pickled_weights_are_not_loaded(tmp_path, tokenizer):
     model = renio.init_model("init:micro", tokenizer, seed=1)
     model.config.save_pretrained(tmp_path / "model")
