@@ -1176,9 +1176,12 @@ def evaluate(args):
         if batch_size < args.batch_size:
             print(f"--batch_size {args.batch_size}: {batch_size} instead, as many as {longest} tokens each leave room for")
     settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "data_dir", "vllm_memory")}
-    settings |= dict(batch_size=batch_size, checksums={name: checksum(rows) for name, rows in benchmarks.items()},
-                     prompts={name: tokenizer.decode(prompts[0]) for name, prompts in prompts_of.items()},
-                     versions={name: version_of(name) for name in sorted({"torch", "transformers", args.engine})})
+    settings |= dict(
+        batch_size=batch_size,
+        checksums={name: checksum(rows) for name, rows in benchmarks.items()},
+        sources={name: f"{BENCHMARKS[name].hub_name or name} ({BENCHMARKS[name].licence})" for name in benchmarks},
+        prompts={name: tokenizer.decode(prompts[0]) for name, prompts in prompts_of.items()},
+        versions={name: version_of(name) for name in sorted({"torch", "transformers", args.engine})})
     done = resume_partial(partial, settings)
     eos_ids = end_ids(model, tokenizer)
     results = []

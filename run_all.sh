@@ -301,27 +301,28 @@ controls() { # what the paper lacks: shuffled weights, an oracle, and two publis
 
 # --- what to do -------------------------------------------------------------------------------------------------------
 
-list() { # runs beyond base and teacher; hours and minutes a seed, base and teacher included
+list() {
   cat <<'END'
-target    runs  paper: h  micro: min  what
-main         5        38           6  tables 1 and 2 (the default; at paper scale on one student, and without code)
-table1      31       206           5  base, GRPO, OPSD, OPSD+ReNIO; at paper scale on 5 students, math and code
-table2       8        46           5  base, OPD, OPD+ReNIO; at paper scale on 2 students, math and code
-table3       8        46           7  OPSD and OPD with and without ReNIO, rollouts of two lengths
-table4       7        37           6  ReNIO without clip, without threshold, without batch normalization
-table8       6        32           6  ReNIO against teacher-to-student and token weights
-figure1      8        62          11  the filter study, designs free and matched (also figures 7 and 8)
-figure3      4        23           5  histogram of log-ratios
-figure4      9        60           8  seconds a step (paper scale: beside other work they mean little, so JOBS=1)
-figure5      4        23           5  weight against the teacher's entropy; weight of right and wrong rollouts
-figure6      8        41           6  sweeps of clip and threshold
-controls    10        50           8  shuffled weights, the oracle, IW-OPD, PW-OPSD
-all         34       368          22  everything, shared runs once
-test                               3  the tests
-setup                              1  only the environment
+target    runs  minutes  hours  what
+main         5        7      6  tables 1 and 2 on one student (the default)
+table1       3        6     28  base, GRPO, OPSD, OPSD+ReNIO; at paper scale 25 runs: 5 students, math and code
+table2       2        5      5  base, OPD, OPD+ReNIO; at paper scale 8 runs: 2 students, math and code
+table3       8        8      6  OPSD and OPD with and without ReNIO, rollouts of two lengths
+table4       7        7      5  ReNIO without clip, without threshold, without batch normalization
+table8       6        7      4  ReNIO against teacher-to-student and token weights
+figure1      8       16     11  the filter study, designs free and matched (also figures 7 and 8)
+figure3      4        6      3  histogram of log-ratios
+figure4      9        8      9  seconds a step
+figure5      4        6      3  weight against the teacher's entropy; weight of right and wrong rollouts
+figure6      8        8      5  sweeps of clip and threshold
+controls    10        8      6  shuffled weights, the oracle, IW-OPD, PW-OPSD
+all         32       25     56  everything, shared runs once; at paper scale 60 runs
+test                  @TEST         the tests
+setup                 1         only the environment
 
-Minutes: measured on 2 slow CPU cores. Hours: estimates, never run: the seconds a step of the paper's Figure 4 (4 H200), and
-1.2 h on one of 4 GPUs for 12 answers to each of 90 problems, at each of 4 checkpoints.
+Training runs; minutes a seed at micro scale on 2 slow CPU cores, the training of base and teacher (4 minutes) in each; hours a
+seed at paper scale on 4 GPUs: an estimate that no run has checked, from the seconds a step of the paper's Figure 4 (4 H200) and
+0.45 h on one GPU for 12 answers to each of 90 problems (15,000 tokens an answer, 10,000 tokens a second), at 4 checkpoints.
 END
 }
 

@@ -148,7 +148,8 @@ def test_the_first_update_follows_the_policy_gradient(config, tokenizer, model, 
 def test_grpo_lifts_the_reward(config, tmp_path, monkeypatch):
     """A reward that a micro model can learn from nothing: an answer that begins with "wait"."""
     monkeypatch.setattr(renio, "grade_rollout", lambda tokenizer, completion, *_: completion[0] == 9)
-    flags = config("--method", "grpo", "--batch_size", 32, "--max_steps", 40, "--prefix_tokens", 2, "--save_steps", 0)
+    flags = config("--method", "grpo", "--batch_size", 32, "--max_steps", 40, "--prefix_tokens", 2, "--save_steps", 0,
+                   "--learning_rate", 1e-3)
     renio.train(flags, Devices("cpu"))
     rewards = [json.loads(line)["reward"] for line in open(tmp_path / "run" / "metrics.jsonl")]
     assert sum(rewards[:5]) / 5 < 0.2 and sum(rewards[-5:]) / 5 > 0.8, rewards
