@@ -317,7 +317,7 @@ figure5      4        6      3  weight against the teacher's entropy; weight of 
 figure6      8        8      5  sweeps of clip and threshold
 controls    10        8      6  shuffled weights, the oracle, IW-OPD, PW-OPSD
 all         32       25     56  everything, shared runs once; at paper scale 60 runs
-test                  @TEST         the tests
+test                  6         the tests
 setup                 1         only the environment
 
 Training runs; minutes a seed at micro scale on 2 slow CPU cores, the training of base and teacher (4 minutes) in each; hours a
