@@ -2062,7 +2062,7 @@ def parse_args(argv):
     add("--dtype", choices=["float32", "bfloat16"], help="of the weights")
     add("--device", help="cuda or cpu; without it cuda where there is one")
     add("--seed", type=int, default=0, help="of the sampling")
-    add("--label", help="the method's name in the report; without it the model's")
+    add("--label", help="the method's name in the report; without it that of the run or the model")
     add("--train_seed", type=int, default=0, help="the training seed, for the report")
     add("--output", help="the .json to write")
     args = parser.parse_args(argv)
@@ -2087,7 +2087,8 @@ def parse_args(argv):
         import torch
 
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    args.label = args.label or Path(args.checkpoints or args.model).name
+    place = Path(args.checkpoints or args.adapter or args.model)
+    args.label = args.label or (place.parent.name if place.name == "final" else place.name)  # a run's name
     return args
 
 

@@ -393,6 +393,13 @@ def test_every_checkpoint_of_a_run_is_scored_once(tmp_path, micro_model, capsys)
         renio_eval.main(["--checkpoints", str(tmp_path)])
 
 
+@pytest.mark.parametrize("words, label", [
+    ("--model runs/opd/final", "opd"), ("--model org/name", "name"), ("--model org/name --adapter runs/opd+renio/final",
+                                                                      "opd+renio"), ("--model x --label mine", "mine")])
+def test_a_model_is_labelled_by_its_run(words, label):
+    assert renio_eval.parse_args([*words.split(), "--output", "o"]).label == label
+
+
 def test_batches_are_bounded_by_memory(tmp_path, micro_model, monkeypatch, capsys):
     monkeypatch.setattr(renio_eval, "device_memory", lambda device: 0.0045)
     renio_eval.main(["--model", str(micro_model), "--limit", "6", "--n", "1", "--max_new_tokens", "30", "--output",
