@@ -109,8 +109,8 @@ stop() { # a job failed or the user interrupted: end what still runs
 }
 
 # --- one training run and its scores ----------------------------------------------------------------------------------
-# The runs of all targets are walked through twice: with PHASE=train each is trained, with PHASE=score each is scored.
-# A run that several targets share is met once.
+# PHASE=prepare trains base and teacher, PHASE=train all runs of all targets, PHASE=score scores them. In each phase a run
+# that several targets share is met once.
 
 once() { # once NAME: whether this run is met for the first time in this phase
   case " $MET " in *" $PHASE:$NAME_PREFIX$1 "*) return 1 ;; esac
@@ -165,8 +165,7 @@ score_run() { # score_run NAME LABEL: every checkpoint of a run, or at micro sca
 # --- the runs ---------------------------------------------------------------------------------------------------------
 
 base() { # at micro scale the student is trained here, on problems that leave out part of the operation table
-  once base || return 0
-  if [ "$PHASE" = train ]; then
+  if [ "$PHASE" = prepare ]; then
     [ "$SCALE" != micro ] || train base --method sft --dataset arith-gaps --privileged_share 0.4
   elif first_or_micro; then
     score base base --model "$STUDENT"
@@ -176,8 +175,7 @@ base() { # at micro scale the student is trained here, on problems that leave ou
 }
 
 teacher() {
-  once teacher || return 0
-  if [ "$PHASE" = train ]; then
+  if [ "$PHASE" = prepare ]; then
     [ "$SCALE" != micro ] || train teacher --method sft --model init:micro-teacher --max_steps 800 --schedule_steps 800
   elif first_or_micro; then
     score teacher teacher --model "$TEACHER"
@@ -249,7 +247,7 @@ table8() {
 }
 
 figure1() { # the filter study: whole solutions, so that each has an answer to filter by
-  local method arm extra name LAUNCH_ONE=("${LAUNCH[@]}")
+  local method arm extra name
   for method in opd opsd; do
     extra=(--method "$method")
     [ "$method" = opsd ] || extra+=(--teacher "$TEACHER")
@@ -267,11 +265,9 @@ figure1() { # the filter study: whole solutions, so that each has an answer to f
     name=$method-matched
     once "$name" || continue
     if [ "$PHASE" = train ]; then # three processes, an arm each
-      finish
       start run "$DIR/$name"/{correct,incorrect,unfiltered}/final -- "${TORCHRUN[@]}" --nproc_per_node 3 \
         filter_experiments.py --scale "$SCALE" --seed "$SEED" ${TRAINING[@]+"${TRAINING[@]}"} --design matched \
         --model "$STUDENT" "${extra[@]}" --output_dir "$DIR/$name" --resume
-      finish
     else
       for arm in correct incorrect unfiltered; do CURVE=1 score_run "$name/$arm" "$name-$arm"; done
     fi
@@ -328,7 +324,7 @@ END
 
 each_seed() { # each_seed TARGETS...: train, then score, all runs of the targets for every seed of $STUDENT; report
   local target
-  for PHASE in train score; do
+  for PHASE in prepare train score; do
     for SEED in $SEEDS; do
       DIR=$FOLDER/seed$SEED NAME_PREFIX=$FOLDER/seed$SEED/ LIMIT=$JOBS
       case $SCALE in
@@ -336,10 +332,13 @@ each_seed() { # each_seed TARGETS...: train, then score, all runs of the targets
         small) STUDENT=HuggingFaceTB/SmolLM2-135M-Instruct TEACHER=HuggingFaceTB/SmolLM2-360M-Instruct ;;
       esac
       if [ "$PHASE" = score ] && [ "$GPUS" -ge 1 ]; then LIMIT=$GPUS; fi
-      base
-      [ "$*" = table1 ] || teacher
-      [ "$PHASE" = score ] || finish
-      for target in "$@"; do "$target"; done
+      if [ "$PHASE" != train ]; then
+        base
+        [ "$*" = table1 ] || teacher
+      fi
+      if [ "$PHASE" != prepare ]; then
+        for target in "$@"; do "$target"; done
+      fi
     done
     finish
   done
