@@ -2076,9 +2076,16 @@ def parse_args(argv):
     for name in ("n", "max_new_tokens", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
-    if not args.temperature > 0 or not 0 < args.top_p <= 1 or args.top_k < 0 or (args.limit or 1) < 1:
-        raise UserError("need --temperature above 0 (greedy: --decoding greedy), --top_p in (0, 1], --top_k from 0 and "
-                        "--limit from 1")
+    for name in ("n", "max_new_tokens", "batch_size", "limit", "top_k", "seed", "train_seed"):
+        if (getattr(args, name) or 0) >= (10**5 if name == "n" else 2**31):
+            raise UserError(f"--{name} {getattr(args, name)}: too large")
+    if not 0.01 <= args.temperature <= 100:
+        raise UserError(f"--temperature {args.temperature}: must lie in [0.01, 100] (greedy: --decoding greedy)")
+    if not 0 < args.top_p <= 1:
+        raise UserError(f"--top_p {args.top_p}: must lie in (0, 1]")
+    for name, least in (("top_k", 0), ("seed", 0), ("train_seed", 0), ("limit", 1)):
+        if (least if getattr(args, name) is None else getattr(args, name)) < least:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
     if not 0 < args.vllm_memory < 1:
         raise UserError(f"--vllm_memory {args.vllm_memory}: must lie between 0 and 1")
     if args.engine == "vllm":

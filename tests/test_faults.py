@@ -263,6 +263,19 @@ def test_any_value_of_a_numeric_flag_is_taken_or_refused_in_one_line(name, value
         assert taken is None or taken == taken
 
 
+@given(name=st.sampled_from(["n", "limit", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size", "vllm_memory",
+                             "seed", "train_seed"]),
+       value=st.one_of(st.integers(), st.floats(), st.sampled_from(["", "x", "1e400"])))
+@settings(max_examples=200, deadline=None)
+def test_any_value_of_a_numeric_flag_of_the_evaluation_is_taken_or_refused_in_one_line(name, value):
+    try:
+        args = renio_eval.parse_args(["--model", "x", "--output", "y", f"--{name}={value}"])
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500
+    else:
+        assert 0 <= getattr(args, name) < 2**31
+
+
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner:
                     st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
                         ["problem", "question", "solution", "answer", "Answer", "domain", "x"]), inner, max_size=5), max_leaves=8)
