@@ -8,6 +8,7 @@ metrics.jsonl but for times and memory, and the verdicts of an evaluation.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -68,9 +69,17 @@ def kill_at(words, folder, step, delay):
         time.sleep(0.002)
     time.sleep(delay)
     alive = process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL) if alive else None
+    for pid in family(process.pid):  # torchrun gives its workers sessions of their own
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.communicate()
     return alive
+
+
+def family(pid):
+    """A process and all below it."""
+    children = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    return [pid, *(each for child in children for each in family(int(child)))]
 
 
 def outcome(folder):
