@@ -187,20 +187,29 @@ first_or_micro() { [ "$SCALE" = micro ] || [ "$SEED" = "${SEEDS%% *}" ]; } # els
 opd() { arm "$1" "$1" --method opd --teacher "$TEACHER" "${@:2}"; }  # opd NAME FLAGS...
 opsd() { arm "$1" "$1" --method opsd "${@:2}"; }                     # opsd NAME FLAGS...
 
-table1() {
+opsd_runs() {
   CURVE=1 opsd opsd --save_rollouts True
   CURVE=1 opsd opsd+renio --weighting renio
-  LAST_STEP=$GRPO_STEPS CURVE=1 grpo
+}
+
+opd_runs() {
+  CURVE=1 opd opd --save_rollouts True
+  CURVE=1 opd opd+renio --weighting renio
+}
+
+table1() {
+  opsd_runs
+  grpo
   on_code opsd
 }
 
 table2() {
-  CURVE=1 opd opd --save_rollouts True
-  CURVE=1 opd opd+renio --weighting renio
+  opd_runs
   on_code opd
 }
 
 grpo() {
+  local CURVE=1 LAST_STEP=$GRPO_STEPS
   if [ "$SCALE" = paper ]; then
     arm grpo grpo --method grpo --prefix_tokens 16000 --temperature 1.2 --generations 8 --iterations 2 \
       --max_steps "$GRPO_STEPS" --save_steps 25 # 300 updates, two on each batch of rollouts
@@ -219,29 +228,27 @@ on_code() { # on_code METHOD: the code columns of Tables 1 and 2: other training
 }
 
 table3() { # the main runs, and the same with rollouts of another length
-  table1_distillation
+  distillation_runs
   opsd "opsd@$OTHER_PREFIX" --prefix_tokens "$OTHER_PREFIX"
   opsd "opsd+renio@$OTHER_PREFIX" --prefix_tokens "$OTHER_PREFIX" --weighting renio
   opd "opd@$OTHER_PREFIX" --prefix_tokens "$OTHER_PREFIX"
   opd "opd+renio@$OTHER_PREFIX" --prefix_tokens "$OTHER_PREFIX" --weighting renio
 }
 
-table1_distillation() { # the distillation runs of Tables 1 and 2
-  CURVE=1 opsd opsd --save_rollouts True
-  CURVE=1 opsd opsd+renio --weighting renio
-  CURVE=1 opd opd --save_rollouts True
-  CURVE=1 opd opd+renio --weighting renio
+distillation_runs() { # those of Tables 1 and 2, which other tables and figures show too
+  opsd_runs
+  opd_runs
 }
 
 table4() {
-  table1_distillation
+  distillation_runs
   opd opd+renio-noclip --weighting renio --log_ratio_clip inf
   opd opd+renio-nothreshold --weighting renio --threshold=-inf
   opd opd+renio-nonorm --weighting renio --weight_norm none
 }
 
 table8() {
-  table1_distillation
+  distillation_runs
   opsd opsd+ts_sample --weighting ts_sample
   opsd opsd+st_token --weighting st_token
 }
@@ -274,19 +281,19 @@ figure1() { # the filter study: whole solutions, so that each has an answer to f
   done
 }
 
-figure3() { table1_distillation; }
-figure4() { table3; CURVE=1 LAST_STEP=$GRPO_STEPS grpo; }
-figure5() { table1_distillation; }
+figure3() { distillation_runs; }
+figure4() { table3; grpo; }
+figure5() { distillation_runs; }
 
 figure6() { # the main run has clip 3.0 and threshold 0.8
-  table1_distillation
+  distillation_runs
   local value
   for value in 2.0 2.5; do opd "opd+renio-clip$value" --weighting renio --log_ratio_clip "$value"; done
   for value in 0.6 1.0; do opd "opd+renio-threshold$value" --weighting renio --threshold "$value"; done
 }
 
 controls() { # what the paper lacks: shuffled weights, an oracle, and two published weightings
-  table1_distillation
+  distillation_runs
   opd opd+renio_shuffled --weighting renio_shuffled
   opsd opsd+renio_shuffled --weighting renio_shuffled
   opd opd+correctness --weighting correctness
@@ -420,8 +427,8 @@ reproduce() { # reproduce TARGETS...
 }
 
 main_runs() {
-  table1_distillation
-  LAST_STEP=$GRPO_STEPS CURVE=1 grpo
+  distillation_runs
+  grpo
 }
 
 PIDS=() MET="" TURN=0
