@@ -18,31 +18,24 @@ problem in math and 4 in code; `--scale paper` sets it.
 
 import argparse
 import ast
-import atexit
 import contextlib
 import functools
-import gzip
 import hashlib
-import importlib.metadata
 import inspect
 import json
 import math
 import os
-import random
 import re
 import resource
-import select
 import signal
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
-import zlib
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from decimal import Decimal
-from importlib.util import find_spec
+from importlib.util import LazyLoader, find_spec, module_from_spec
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -50,216 +43,21 @@ import numpy as np
 from tqdm import tqdm
 
 
-class UserError(Exception):
-    """A mistake in flags, files or data, told to the user in one line without a traceback."""
+def imported_at_first_use(name):
+    """The module, which runs when it is first asked for something: verdicts and reports need not wait for torch."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = find_spec(name)
+    spec.loader = LazyLoader(spec.loader)
+    module = sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The arithmetic world: lists of small operations modulo 10 with worked solutions, its tokenizer and chat template.
-#
-#   problem    a 3 +8 b 7 -5 c 2 *9 d 6 *4        a: add 8 to 3; b: subtract 5 from 7; ...; keep the last digit
-#   solution   a 3 +8 1 b 7 -5 2 c 2 *9 8 d 6 *4 4 \boxed{ 1 2 8 4 }
-#
-# The solution repeats each operation before its result, which makes a result a look-up in a table of 10 digits x 27
-# operations. A model trained without part of that table (`gaps`) has something real to learn from a teacher that
-# knows it, and is wrong under greedy decoding too, where a merely noisy model would be right. The operations do not
-# build on each other: if they did, the reference solution would say nothing about how to go on after a wrong result,
-# and a teacher that reads it would teach noise on every token behind the student's first mistake.
-
-STEP_NAMES = "abcdefghij"
-OPERATIONS = [f"{sign}{digit}" for sign in "+-*" for digit in range(1, 10)]
-STEPS = (4, 6)  # fewest and most operations of a problem
-
-
-def apply_operation(value, operation):
-    """One step: apply_operation(3, "+8") is 1, since results are taken modulo 10."""
-    digit = int(operation[1:])
-    return {"+": value + digit, "-": value - digit, "*": value * digit}[operation[0]] % 10
-
-
-def operation_gaps(share=0.2):
-    """The (digit, operation) pairs that a model trained with gaps never sees: the same set on every call."""
-    pairs = [(value, operation) for value in range(10) for operation in OPERATIONS]
-    return set(random.Random("gaps").sample(pairs, round(share * len(pairs))))
-
-
-def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015, rechecks=0.05):
-    """n problems of the arithmetic world, as dicts of problem, solution, answer and demonstration.
-
-    split: "train" or "test"; rows of the two come from disjoint seeds.
-    gaps: no problem needs a pair of `operation_gaps`.
-    invented: results are random digits, so that a row can be solved only by reading its reference solution.
-    slips, rechecks: the demonstration, which a model is trained to write, has a wrong result in the share `slips` of
-        its steps, half of which are noticed ("wait") and redone, while the others end up in its answer; and the share
-        `rechecks` of right results is checked again in the same words, so that "wait" does not always mean an error.
-    """
-    rng = random.Random(f"arith {split} {seed}")
-    unknown = operation_gaps() if gaps else set()
-    rows = []
-    for _ in range(n):
-        problem, solution, demonstration, results, written = [], [], [], [], []
-        for name in STEP_NAMES[: rng.randint(*STEPS)]:
-            value = rng.randrange(10)
-            operation = rng.choice([o for o in OPERATIONS if (value, o) not in unknown])
-            result = rng.randrange(10) if invented else apply_operation(value, operation)
-            step = [name, str(value), operation]
-            problem += step
-            solution += [*step, str(result)]
-            results.append(str(result))
-            written.append(str(result))
-            draw = rng.random()
-            if draw < slips:
-                wrong = str((result + rng.randint(1, 9)) % 10)
-                demonstration += [*step, wrong]
-                if draw < slips / 2:
-                    demonstration += ["wait", *step, str(result)]
-                else:
-                    written[-1] = wrong
-            else:
-                demonstration += [*step, str(result)]
-                if draw < slips + rechecks:
-                    demonstration += ["wait", *step, str(result)]
-        rows.append(dict(problem=" ".join(problem), solution=" ".join([*solution, "\\boxed{", *results, "}"]),
-                         answer="".join(results),
-                         demonstration=" ".join([*demonstration, "\\boxed{", *written, "}"])))
-    return rows
-
-
-def arith_tokenizer():
-    """The word-level tokenizer of the arithmetic world, with a chat template that knows `enable_thinking`."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>", "<think>", "</think>", "reference", "again", "wait",
-             "\\boxed{", "}", *map(str, range(10)), *STEP_NAMES, *OPERATIONS]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
-    tokenizer.chat_template = (
-        "{% for message in messages %}<{{ message.role }}> {{ message.content }} {% endfor %}"
-        "{% if add_generation_prompt %}<assistant>"
-        "{% if enable_thinking is defined and not enable_thinking %} <think> </think>{% endif %}{% endif %}")
-    return tokenizer
-
+renio = imported_at_first_use("renio")
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Prompts and data. Prompts are our own wording of the paper's.
-
-PROMPTS = {  # task -> what the student sees, what the teacher of self-distillation sees
-    "math": (
-        "{problem}\n\nReason step by step and put the final answer in \\boxed{{}}.",
-        "{problem}\n\nA correct reference solution follows.\n--- reference begins ---\n{solution}\n--- reference ends ---"
-        "\n\nStudy the reference until you understand why it works. Then solve the problem afresh, in your own words and "
-        "without quoting it. Reason step by step and put the final answer in \\boxed{{}}."),
-    "code": (
-        "{problem}\n\nReason step by step and end with the complete program in one ```python block.",
-        "{problem}\n\nA correct reference program follows.\n--- reference begins ---\n{solution}\n--- reference ends ---"
-        "\n\nStudy the reference until you understand why it works. Then solve the task afresh, in your own words and "
-        "without quoting it. Reason step by step and end with the complete program in one ```python block."),
-    "arith": ("{problem}", "{problem} reference {solution} again"),
-}
-
-
-def prompt_ids(tokenizer, task, row, thinking, privileged=False):
-    """Token ids of the chat prompt for `row`, ending where the assistant's answer begins.
-
-    privileged: the prompt also holds row["solution"], as that of the teacher in self-distillation (OPSD) does.
-    Raises UserError where the tokenizer has no chat template.
-    """
-    if not tokenizer.chat_template:
-        raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruct model")
-    text = PROMPTS[task][privileged].format(**row)
-    return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
-                                         enable_thinking=thinking, tokenize=True, return_dict=False)
-
-
-def load_tokenizer(name):
-    """The tokenizer of a model folder or hub name; pads with eos where it has no pad token."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer in {name}: {str(error).splitlines()[0]}") from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {name} has no eos token, so no answer could end")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def read_table(source, split="train"):
-    """Rows (dicts) of a .json, .jsonl, .jsonl.gz or .parquet file, or of a data set on the hub (name or name:config)."""
-    path = Path(source)
-    kind = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    if kind not in (".json", ".jsonl", ".jsonl.gz", ".parquet"):
-        import datasets
-
-        try:
-            return list(datasets.load_dataset(*source.split(":"), split=split))
-        except Exception as error:  # the hub's client raises many kinds; all of them mean the same to the user
-            raise UserError(f"{source} is neither a local .json, .jsonl, .jsonl.gz or .parquet file nor a data set that the hub "
-                            f"gives: {str(error).splitlines()[0]}") from None
-    if not path.exists():
-        raise UserError(f"{source}: no such file")
-    if kind == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pylist()
-    try:
-        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: not UTF-8 text at byte {error.start}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{source}: can't be read: {error}") from None
-    if kind == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{source}, line {error.lineno}: not JSON ({error.msg})") from None
-        if not isinstance(rows, list):
-            raise UserError(f"{source}: a .json data set is one list of rows")
-        return rows
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{source}, line {number}: not JSON ({error.msg})") from None
-    return rows
-
-
-def read_problems(source, split="train", need_solution=False, task="math"):
-    """Rows of problem, solution and answer (None where unknown) from a file or the hub.
-
-    Columns: problem (or question, prompt), solution (or deepseek_solution), answer (or Answer). Where there is no answer
-    column, the answer is what follows GSM8K's `####` or stands in the last box of the solution; GSM8K keeps its solution
-    in `answer`. Where there is a column domain, as OpenThoughts-114k has one, only rows of the task's are taken.
-    Raises UserError for an empty set, a missing column or a row without text in it.
-    """
-    rows = []
-    for number, raw in enumerate(read_table(source, split), start=1):
-        if not isinstance(raw, dict):
-            raise UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
-        if raw.get("domain") not in (None, task):
-            continue
-        problem = next((raw[c] for c in ("problem", "question", "prompt") if c in raw), None)
-        answer = next((raw[c] for c in ("answer", "Answer") if raw.get(c) is not None), None)
-        solution = next((raw[c] for c in ("solution", "deepseek_solution") if raw.get(c) is not None), None)
-        if solution is None and isinstance(answer, str) and "####" in answer:
-            solution, answer = answer, None
-        if isinstance(solution, str) and answer is None:
-            answer = solution.rpartition("####")[2].strip() if "####" in solution else extract_boxed(solution)
-        for name, value in (("problem (or question, prompt)", problem), ("solution", solution)):
-            needed = need_solution or value is not None or not name.startswith("solution")
-            if needed and not (isinstance(value, str) and value.strip()):
-                raise UserError(f"{source}, row {number}: no text in a column {name}; its columns are "
-                                + ", ".join(raw))
-        rows.append(dict(problem=problem, solution=solution, answer=None if answer is None else str(answer)))
-    if not rows:
-        raise UserError(f"{source}: no rows")
-    return rows
+# Benchmarks.
 
 
 class Benchmark(NamedTuple):
@@ -295,22 +93,22 @@ BENCHMARKS = {
 def load_benchmark(name, data_dir=None, limit=None):
     """The first `limit` problems of a benchmark as dicts of problem, solution and answer, for code also the `test` row.
 
-    Of `arith` 500 test problems without a limit. Others come from data_dir or the hub. Raises UserError for an unknown
+    Of `arith` 500 test problems without a limit. Others come from data_dir or the hub. Raises renio.UserError for an unknown
     benchmark and for a row that can't be asked or graded.
     """
     if name not in BENCHMARKS:
-        raise UserError(f"--benchmarks {name}: unknown; known are {', '.join(BENCHMARKS)}")
+        raise renio.UserError(f"--benchmarks {name}: unknown; known are {', '.join(BENCHMARKS)}")
     benchmark = BENCHMARKS[name]
     if benchmark.task == "arith":
-        return arith_rows(limit or 500, split="test")
+        return renio.arith_rows(limit or 500, split="test")
     source = str(Path(data_dir) / benchmark.file) if data_dir else benchmark.hub_name
     rows = []
-    for number, raw in enumerate(read_table(source, benchmark.split)[:limit], start=1):
+    for number, raw in enumerate(renio.read_table(source, benchmark.split)[:limit], start=1):
         if not isinstance(raw, dict):
-            raise UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
+            raise renio.UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
         for column in (benchmark.problem, benchmark.gold, *(("test",) if benchmark.task == "code" else ())):
             if not str(raw.get(column) or "").strip():
-                raise UserError(f"{source}, row {number}: nothing in the column {column}")
+                raise renio.UserError(f"{source}, row {number}: nothing in the column {column}")
         if benchmark.task == "code":
             rows.append(dict(problem=code_problem(raw), answer=None, test=raw,
                              solution=raw[benchmark.gold] if "code" in raw else raw["prompt"] + raw[benchmark.gold]))
@@ -319,7 +117,7 @@ def load_benchmark(name, data_dir=None, limit=None):
             rows.append(dict(problem=raw[benchmark.problem], answer=answer.strip(),
                              solution=raw[benchmark.gold] if hashes else raw.get("solution")))
     if not rows:
-        raise UserError(f"{source}: no rows")
+        raise renio.UserError(f"{source}: no rows")
     return rows
 
 
@@ -342,125 +140,11 @@ def count_markers(text):
     return len(MARKER_PATTERN.findall(text))
 
 
-def extract_boxed(text):
-    r"""What stands in the last complete \boxed{...} of the text, or None; braces inside may nest.
-
-    A box outside <think>...</think> goes before one inside, so that a guess in the reasoning does not count where
-    there is a final answer.
-    """
-    def last_box(part):
-        for start in [match.end() for match in re.finditer(r"\\boxed\s*\{", part)][::-1]:
-            depth, escaped = 1, False
-            for i in range(start, len(part)):
-                if escaped:
-                    escaped = False
-                elif part[i] == "\\":
-                    escaped = True
-                elif part[i] in "{}":
-                    depth += 1 if part[i] == "{" else -1
-                    if depth == 0:
-                        return part[start:i].strip()
-        return None
-
-    outside = re.sub(r"<think>.*?(?:</think>|\Z)", " ", text, flags=re.DOTALL)
-    if "</think>" in outside:  # the template opened the thinking, so the text holds only its end
-        outside = outside.rpartition("</think>")[2]
-    found = last_box(outside)
-    return found if found is not None else last_box(text)
-
-
 class Verdict(NamedTuple):
     """Of a grader: whether an answer is right, and why or why not, in one line."""
 
     passed: bool
     reason: str
-
-
-def grade_math(text, gold, timeout=10.0):
-    r"""Whether the last \boxed{} of `text` is mathematically equal to `gold` (math-verify). No box is wrong."""
-    return math_verdict(text, gold, timeout).passed
-
-
-def math_verdict(text, gold, timeout=10.0):
-    """grade_math with its reason: equal, different, no box, unparsable (what can't be decided is wrong).
-
-    Equal strings and plain numbers are compared here. All else goes to a worker process that is killed after
-    `timeout` seconds, so that no answer, such as 9^{9^{9}}, can hang or crash the caller.
-    """
-    answer = extract_boxed(text)
-    if answer is None:
-        return Verdict(False, "no box")
-    boxed_gold = extract_boxed(gold)
-    answer, gold = _clean(answer), _clean(gold if boxed_gold is None else boxed_gold)
-    numbers = [_plain_number(answer), _plain_number(gold)]
-    if answer == gold or None not in numbers:
-        equal = answer == gold or numbers[0] == numbers[1]
-    elif len(answer) > 1000:  # no answer of a benchmark is that long, and the parser's time grows with it
-        equal = None
-    else:
-        equal = _ask_worker(_scientific(answer), _scientific(gold), timeout)
-    return Verdict(equal is True, {True: "equal", False: "different", None: "unparsable"}[equal])
-
-
-def _clean(answer):
-    answer = answer.strip().strip("$").strip().rstrip(".")
-    for noise in ("\\$", "\\!", "\\,", "\\left", "\\right"):
-        answer = re.sub(re.escape(noise) + r"(?![a-zA-Z])", "", answer)
-    answer = re.sub(r"(?<=\d)\s+(?=\d)", "", answer)  # 12 000
-    return answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").strip()
-
-
-def _plain_number(answer):
-    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", answer):
-        answer = answer.replace(",", "")
-    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,6})?", answer):
-        return Decimal(answer)
-    return None
-
-
-def _scientific(answer):  # math-verify reads 4.5e33 as 4.5 times Euler's number times 33
-    return re.sub(r"(\d)[eE]([+-]?\d+)\b", r"\1 \\times 10^{\2}", answer)
-
-
-_worker = None
-
-
-def _ask_worker(answer, gold, timeout):
-    global _worker
-    for _ in range(2):  # a worker that an earlier answer left broken is replaced once
-        if _worker is None or _worker.poll() is not None:
-            _worker = subprocess.Popen([sys.executable, __file__, "grade"], stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1)
-            atexit.register(_worker.kill)
-            timeout_now = timeout + 60  # the first answer waits for math-verify's import
-        else:
-            timeout_now = timeout
-        try:
-            _worker.stdin.write(json.dumps([answer, gold]) + "\n")
-            if select.select([_worker.stdout], [], [], timeout_now)[0] and (line := _worker.stdout.readline()):
-                return json.loads(line)
-            _worker.kill()
-            _worker.wait()
-            return None
-        except BrokenPipeError:
-            _worker.wait()
-    return None
-
-
-def grade_worker():
-    """`python eval.py grade`: reads a JSON pair [answer, gold] a line, prints whether they are equal, null if unparsable."""
-    from math_verify import parse, verify
-
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-    for line in sys.stdin:
-        answer, gold = json.loads(line)
-        try:
-            # the caller's limit is a hard one, so math-verify's own, which work in main threads only, are off
-            sides = [parse(f"\\boxed{{{side}}}", parsing_timeout=None) for side in (gold, answer)]
-            equal = bool(verify(*sides, timeout_seconds=None)) if all(sides) else None
-        except Exception:  # whatever an odd answer does to the parser
-            equal = None
-        print(json.dumps(equal), flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -864,15 +548,6 @@ def majority_answer(answers):
     return counts.most_common(1)[0][0] if counts else None
 
 
-def area_under_curve(scores, positive):
-    """Chance that a positive has a higher score than a negative, ties counting half (AUC); None without both kinds."""
-    scores, positive = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
-    above, below = scores[positive], scores[~positive]
-    if not len(above) or not len(below):
-        return None
-    return float(((above[:, None] > below).mean() + (above[:, None] >= below).mean()) / 2)
-
-
 def rank_correlation(x, y):
     """Spearman's: the correlation of the ranks, ties sharing theirs; nan where one side is constant."""
     def ranks(values):
@@ -882,259 +557,6 @@ def rank_correlation(x, y):
     a, b = (r - r.mean() for r in (ranks(x), ranks(y)))
     scale = np.sqrt((a**2).sum() * (b**2).sum())
     return float((a * b).sum() / scale) if scale else float("nan")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sampling.
-
-def load_model(name, dtype="float32", device="cpu", adapter=None):
-    """A causal language model from a folder or the hub, with a peft adapter on it if one is given.
-
-    Uses flash-attention where it is installed, which takes 16-bit weights on a GPU only, else torch's own attention.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import is_flash_attn_2_available
-
-    flash = device.startswith("cuda") and dtype == "bfloat16" and is_flash_attn_2_available()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True,
-                                                     attn_implementation="flash_attention_2" if flash else "sdpa")
-    except (OSError, ValueError) as error:
-        raise UserError(f"no model in {name}: {str(error).splitlines()[0]}") from None
-    if adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
-    return model.to(device).eval()
-
-
-def end_ids(model, tokenizer):
-    """Every token id that ends an answer: the tokenizer's eos and those of the model's generation config."""
-    listed = model.generation_config.eos_token_id
-    return sorted({tokenizer.eos_token_id, *([listed] if isinstance(listed, int) else listed or [])})
-
-
-def pad(rows, side, value=0, device="cpu"):
-    """Ids (B, T) and mask (B, T) of lists of token ids, padded on the left or on the right."""
-    import torch
-
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), value, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[i, place] = torch.tensor(row, dtype=torch.long)
-        mask[i, place] = True
-    return ids.to(device), mask.to(device)
-
-
-def filter_logits(logits, top_p=1.0, top_k=0):
-    """Set all logits (B, V) to -inf but the top_k largest and, of these, the fewest that hold top_p of the mass."""
-    if top_k and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
-    if top_p < 1.0:
-        ordered, order = logits.sort(descending=True)
-        mass = ordered.softmax(-1)
-        beyond = mass.cumsum(-1) - mass >= top_p  # the mass before a token already suffices
-        logits = logits.masked_fill(beyond.scatter(1, order, beyond), float("-inf"))
-    return logits
-
-
-@contextlib.contextmanager
-def prepared_to_sample(model):
-    """Within it the model is in evaluation mode and decodes as fast as it can; afterwards it is as it was, to the bit.
-
-    A LoRA adapter is merged into copies of its layers' weights, instead of three more products a layer and token. On
-    a CPU the head multiplies as weight @ hidden.T, since MKL takes up to four times as long for hidden @ weight.T
-    where few rows meet a large vocabulary.
-    """
-    import torch
-
-    was_training = model.training
-    model.eval()
-    adapted = [module for module in model.modules() if hasattr(module, "merged_adapters")]  # peft's layers
-    own = [layer.get_base_layer().weight.data for layer in adapted]
-    if adapted:
-        model.merge_adapter(safe_merge=True)  # which leaves the tensors in `own` alone
-    head = model.get_output_embeddings()
-    if type(head) is torch.nn.Linear and head.weight.device.type == "cpu":
-        def few_rows(hidden):
-            rows = hidden.flatten(0, -2).T  # (D, B)
-            logits = head.weight @ rows if head.bias is None else torch.addmm(head.bias[:, None], head.weight, rows)
-            return logits.T.contiguous().view(*hidden.shape[:-1], -1)
-
-        head.forward = few_rows
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        vars(head).pop("forward", None)
-        for layer, weight in zip(adapted, own):
-            layer.get_base_layer().weight.data = weight
-            layer.merged_adapters.clear()  # unmerging would subtract again and leave rounding errors behind
-        model.train(was_training)
-
-
-def draw_tokens(probs, generator):
-    """A token (B,) from each row of probabilities (B, V), which need not add up to 1: inverse transform sampling.
-
-    One uniform number a row; an exponential one for each token, as torch.multinomial takes, costs forty times as much
-    over a large vocabulary. In float64, so that a token without probability never comes out.
-    """
-    import torch
-
-    mass = probs.cumsum(-1, dtype=torch.float64)
-    uniform = torch.rand(len(probs), 1, dtype=torch.float64, device=probs.device, generator=generator)
-    return torch.searchsorted(mass, uniform * mass[:, -1:], right=True).squeeze(1)
-
-
-def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
-    """Sample a completion (token ids, the first eos included and last) for each prompt (token ids).
-
-    temperature 0 is greedy. Prompts are padded on the left with position ids from the mask. Rows that are done are
-    dropped once they are half of the batch, so that few long answers do not pay for many short ones. The same seed
-    gives the same completions.
-    """
-    import torch
-
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    ids, mask = pad(prompts, "left", device=device)  # (B, P)
-    completions = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # which completion each row of the batch writes
-    done = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    ends = torch.tensor(eos_ids, device=device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = None
-    with prepared_to_sample(model):
-        for step in range(max_new_tokens):
-            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                        use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
-            logits = out.logits[:, -1].float()  # (B, V)
-            if temperature == 0:
-                tokens = logits.argmax(-1)
-            else:
-                tokens = draw_tokens(filter_logits(logits / temperature, top_p, top_k).softmax(-1), generator)
-            for row, token, over in zip(rows, tokens.tolist(), done.tolist()):
-                if not over:
-                    completions[row].append(token)
-            done = done | torch.isin(tokens, ends)
-            left = int((~done).sum())
-            if left == 0:
-                break
-            if left <= len(rows) // 2:
-                keep = (~done).nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                tokens, mask, positions, done = tokens[keep], mask[keep], positions[keep], done[keep]
-                rows = [rows[i] for i in keep.tolist()]
-            ids = tokens[:, None]
-            positions = positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-    return completions
-
-
-def need_vllm(flag):
-    """Raise UserError, naming the flag that asks for vLLM, where it is not installed."""
-    if find_spec("vllm") is None:
-        raise UserError(f"{flag} vllm: vLLM is not installed; pip install vllm==0.32.0 (without a GPU: see README.md)")
-
-
-class VllmSampler:
-    """Does through vLLM, in this process, what `sample` does; called with the same arguments but the model.
-
-    flag: the option that asks for vLLM, for errors. model: folder or hub name. dtype, device: as for load_model.
-    max_length: tokens of the longest prompt and its completion together, which must fit into the model's positions.
-    memory: share of the GPU's memory (on a CPU: of the machine's) for weights and cache of the engine.
-    lora_r: rank of the adapters to come, 0 for none.
-    Raises UserError where vLLM can't run the model so. Under torchrun each process has an engine on its own GPU.
-    The same seed gives the same completions, up to rounding, which are not those that `sample` draws with it.
-    """
-
-    running = None  # the engine of this process
-
-    def __init__(self, flag, model, dtype, device, max_length, memory, lora_r=0):
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must see the trainer's tensors
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
-
-            self.kind, local = current_platform.device_type, os.environ.get("LOCAL_RANK", "0")
-            if device not in (self.kind, f"{self.kind}:{local}"):
-                raise UserError(f"--device {device}: the vLLM installed here runs on {self.kind}:{local} only")
-            self.flag, self.adapters, self.adapter, self.folder = flag, 0, None, None
-            # with the executor of one process every rank would take GPU 0
-            backend = "external_launcher" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
-            self.llm = LLM(model, dtype=dtype, max_model_len=max_length, gpu_memory_utilization=memory,
-                           skip_tokenizer_init=True, enforce_eager=self.kind == "cpu",  # compiling there takes minutes
-                           distributed_executor_backend=backend, **self.lora_settings(lora_r))
-            VllmSampler.running = self
-            self([[0]], 1, [])  # some models fail only here
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{flag} vllm: it can't run {model} with --dtype {dtype}, --vllm_memory {memory} and "
-                            f"{max_length} tokens: {' '.join(str(error).split())}") from None
-        from transformers import GenerationConfig
-
-        self.generation_config = GenerationConfig(**self.llm.llm_engine.model_config.try_get_generation_config())
-
-    @classmethod
-    def close(cls):
-        """End the engine of this process, if there is one; it takes torch's process group with it."""
-        if cls.running:
-            cls.running.llm.llm_engine.engine_core.shutdown()
-            cls.running = None
-
-    @staticmethod
-    def lora_settings(lora_r):
-        from typing import get_args
-
-        from vllm.config.lora import MaxLoRARanks
-
-        if lora_r > max(get_args(MaxLoRARanks)):
-            raise UserError(f"--lora_r {lora_r}: vLLM takes adapters up to rank {max(get_args(MaxLoRARanks))}")
-        if not lora_r:
-            return {}
-        return dict(enable_lora=True, max_loras=1, max_lora_rank=min(r for r in get_args(MaxLoRARanks) if r >= lora_r))
-
-    def load(self, model, weights):
-        """Sample from these weights (by name) of the model from now on; a peft model's are those of its adapter."""
-        if hasattr(model, "peft_config"):
-            folder = tempfile.TemporaryDirectory()
-            model.save_pretrained(folder.name, state_dict=weights, save_embedding_layers=False)
-            self.load_adapter(folder.name)
-            if self.folder:
-                self.folder.cleanup()
-            self.folder = folder  # the engine reads it again whenever it has dropped the adapter
-        else:
-            self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=iter(weights.items())))
-            if self.kind == "cpu":  # there a head tied to the embedding keeps a packed copy of its old weights
-                self.llm.apply_model(lambda m: m.lm_head.quant_method.process_weights_after_loading(m.lm_head))
-            self.llm.reset_prefix_cache()  # its keys and values are the old weights'
-
-    def load_adapter(self, folder):
-        """Sample with the peft adapter in this folder from now on. Raises UserError for one that vLLM can't take."""
-        from vllm.lora.request import LoRARequest
-
-        self.adapters += 1  # under an old name vLLM would go on with what it has cached
-        self.adapter = LoRARequest(f"adapter {self.adapters}", self.adapters, str(folder))
-        try:
-            self.llm.llm_engine.add_lora(self.adapter)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"{self.flag} vllm: it can't take the adapter: {' '.join(str(error).split())}") from None
-
-    def __call__(self, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
-        from vllm import SamplingParams
-
-        rng = random.Random(seed)  # a seed for each prompt: with one for all, equal prompts would get equal completions
-        params = [SamplingParams(max_tokens=max_new_tokens, stop_token_ids=eos_ids, ignore_eos=True, detokenize=False,
-                                 temperature=temperature, top_p=top_p, top_k=top_k, seed=rng.getrandbits(63))
-                  for _ in prompts]
-        outputs = self.llm.generate([dict(prompt_token_ids=prompt) for prompt in prompts], params, use_tqdm=False,
-                                    lora_request=self.adapter)
-        return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1151,27 +573,27 @@ SCALES = {  # presets of the flags of an evaluation; explicit flags win
 def evaluate(args):
     """Sample, grade and score; writes args.output, and each batch as it is done to args.output + ".partial"."""
     if args.adapter and not (Path(args.adapter) / "adapter_config.json").exists():
-        raise UserError(f"--adapter {args.adapter}: no adapter_config.json in it")
+        raise renio.UserError(f"--adapter {args.adapter}: no adapter_config.json in it")
     output = Path(args.output)
     partial = Path(f"{output}.partial")
     output.parent.mkdir(parents=True, exist_ok=True)
     benchmarks = {name: load_benchmark(name, args.data_dir, args.limit) for name in args.benchmarks}
     for name, rows in benchmarks.items():
         if args.privileged and not all(row["solution"] for row in rows):
-            raise UserError(f"--privileged: {name} has no worked solutions to put in the prompt")
-    tokenizer = load_tokenizer(args.model)
-    prompts_of = {name: [prompt_ids(tokenizer, BENCHMARKS[name].task, row, args.thinking, args.privileged) for row in rows]
+            raise renio.UserError(f"--privileged: {name} has no worked solutions to put in the prompt")
+    tokenizer = renio.load_tokenizer(args.model)
+    prompts_of = {name: [renio.prompt_ids(tokenizer, BENCHMARKS[name].task, row, args.thinking, args.privileged) for row in rows]
                   for name, rows in benchmarks.items()}
     longest = max(len(prompt) for prompts in prompts_of.values() for prompt in prompts) + args.max_new_tokens
     if args.engine == "vllm":
         lora_r = json.loads((Path(args.adapter) / "adapter_config.json").read_text())["r"] if args.adapter else 0
-        model = sampler = VllmSampler("--engine", args.model, args.dtype, args.device, longest, args.vllm_memory, lora_r)
+        model = sampler = renio.VllmSampler("--engine", args.model, args.dtype, args.device, longest, args.vllm_memory, lora_r)
         if args.adapter:
             sampler.load_adapter(args.adapter)
         batch_size = args.batch_size  # vLLM has its own bounds of memory
     else:
-        model = load_model(args.model, args.dtype, args.device, args.adapter)
-        sampler = functools.partial(sample, model)
+        model = renio.load_model(args.model, args.dtype, args.device, args.adapter)
+        sampler = functools.partial(renio.sample, model)
         batch_size = min(args.batch_size, rows_that_fit(model, longest, args.device))
         if batch_size < args.batch_size:
             print(f"--batch_size {args.batch_size}: {batch_size} instead, as many as {longest} tokens each leave room for")
@@ -1181,9 +603,9 @@ def evaluate(args):
         checksums={name: checksum(rows) for name, rows in benchmarks.items()},
         sources={name: f"{BENCHMARKS[name].hub_name or name} ({BENCHMARKS[name].licence})" for name in benchmarks},
         prompts={name: tokenizer.decode(prompts[0]) for name, prompts in prompts_of.items()},
-        versions={name: version_of(name) for name in sorted({"torch", "transformers", args.engine})})
+        versions={name: renio.version_of(name) for name in sorted({"torch", "transformers", args.engine})})
     done = resume_partial(partial, settings)
-    eos_ids = end_ids(model, tokenizer)
+    eos_ids = renio.end_ids(model, tokenizer)
     results = []
     print(f"first prompt: {settings['prompts'][args.benchmarks[0]]!r}", flush=True)
     with partial.open("a", encoding="utf-8") as log, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -1222,7 +644,7 @@ def evaluate(args):
                     seconds=sum(done[k]["seconds"] for k in done if k.startswith(f"{name} {decoding} ")),
                     problems=[dict({k: v for k, v in row.items() if k != "test"}, answers=a)
                               for row, a in zip(rows, answers)]))
-    write_json(output, dict(label=args.label, train_seed=args.train_seed, settings=settings, results=results))
+    renio.write_json(output, dict(label=args.label, train_seed=args.train_seed, settings=settings, results=results))
     partial.unlink()
     for r in results:
         print(f"{args.label} {r['benchmark']} {r['decoding']}: Avg@{r['n']} {percent(r['avg'], r['avg_interval'])}, "
@@ -1233,7 +655,7 @@ def evaluate_checkpoints(args):
     """Score every checkpoint-N of the run in args.checkpoints, each into its own eval.json; those that have one stay."""
     folders = sorted(Path(args.checkpoints).glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.split("-")[1]))
     if not folders:
-        raise UserError(f"--checkpoints {args.checkpoints}: no checkpoint-N in it")
+        raise renio.UserError(f"--checkpoints {args.checkpoints}: no checkpoint-N in it")
     for folder in folders:
         if (folder / "eval.json").exists():
             continue
@@ -1243,7 +665,7 @@ def evaluate_checkpoints(args):
         else:
             own.model = str(folder)
         evaluate(own)
-        VllmSampler.close()
+        renio.VllmSampler.close()
 
 
 def rows_that_fit(model, tokens, device):
@@ -1253,30 +675,7 @@ def rows_that_fit(model, tokens, device):
     head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     row = tokens * shape.num_hidden_layers * 2 * heads * head_size * width + 6 * shape.vocab_size * 4  # cache, logits
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return max(1, int((device_memory(device) * 1e9 / 2 - weights) // row))
-
-
-def device_memory(device):
-    """GB that the device has in all."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_properties(device).total_memory / 1e9
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-
-
-def version_of(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return importlib.metadata.version(f"{package}-cpu")  # vLLM's build for CPUs has another name
-
-
-def write_json(path, value):
-    """Write a file whole or not at all."""
-    aside = Path(f"{path}.tmp")
-    aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    return max(1, int((renio.device_memory(device) * 1e9 / 2 - weights) // row))
 
 
 def checksum(rows):
@@ -1300,8 +699,12 @@ def resume_partial(partial, settings):
 def grade_answer(tokenizer, eos_ids, task, completion, row):
     """What is recorded of an answer (token ids) to a row of a benchmark."""
     text = tokenizer.decode(completion, skip_special_tokens=True)
-    verdict = grade_code(row["test"], text) if task == "code" else math_verdict(text, row["answer"])
-    return dict(text=text, boxed=None if task == "code" else extract_boxed(text), right=verdict.passed,
+    if task == "code":
+        verdict = grade_code(row["test"], text)
+    else:
+        reason = renio.math_verdict(text, row["answer"])
+        verdict = Verdict(reason == "equal", reason)
+    return dict(text=text, boxed=None if task == "code" else renio.extract_boxed(text), right=verdict.passed,
                 reason=verdict.reason, tokens=len(completion), truncated=completion[-1] not in eos_ids,
                 markers=count_markers(text))
 
@@ -1336,7 +739,7 @@ def summarize(answers):
 def compare(path, other_path):
     """Print what the second evaluation scores beyond the first, paired by problem.
 
-    Raises UserError for files that are no evaluations, and for evaluations of different problems.
+    Raises renio.UserError for files that are no evaluations, and for evaluations of different problems.
     """
     runs = []
     for name in (path, other_path):
@@ -1345,11 +748,11 @@ def compare(path, other_path):
             results = {(r["benchmark"], r["decoding"]): [np.mean([a["right"] for a in p["answers"]])
                                                          for p in r["problems"]] for r in runs[-1]["results"]}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"compare {name}: not a file that eval.py wrote ({type(error).__name__}: {error})") from None
+            raise renio.UserError(f"compare {name}: not a file that eval.py wrote ({type(error).__name__}: {error})") from None
         runs[-1]["scores"] = results
     both = [key for key in runs[0]["scores"] if key in runs[1]["scores"]]
     if not both:
-        raise UserError(f"compare: {path} and {other_path} have no benchmark and decoding in common")
+        raise renio.UserError(f"compare: {path} and {other_path} have no benchmark and decoding in common")
     for benchmark, decoding in both:
         same_problems(runs, benchmark)
         ours, theirs = (np.array(run["scores"][benchmark, decoding]) for run in runs)
@@ -1480,7 +883,7 @@ def read_scores(folder):
         found.append(Scored(run["label"], run["train_seed"], step and int(step[1]),
                             path.parent.parent if step else path.parent, run["settings"], results))
     if not found:
-        raise UserError(f"report {folder}: no eval.json below it")
+        raise renio.UserError(f"report {folder}: no eval.json below it")
     return found
 
 
@@ -1620,10 +1023,10 @@ def percent(value, ends=None, sign=""):
 
 
 def same_problems(runs, benchmark):
-    """Raise UserError unless all runs were scored on the same problems of the benchmark."""
+    """Raise renio.UserError unless all runs were scored on the same problems of the benchmark."""
     by_checksum = {run["settings"]["checksums"][benchmark]: run["label"] for run in runs}
     if len(by_checksum) > 1:
-        raise UserError(f"{' and '.join(by_checksum.values())} were scored on different problems of {benchmark}")
+        raise renio.UserError(f"{' and '.join(by_checksum.values())} were scored on different problems of {benchmark}")
 
 
 def published(scores, label, benchmarks, by_length=False):
@@ -1731,7 +1134,7 @@ def weight_verdicts(scores, rollouts):
     """Whether ReNIO's weight ranks wrong rollouts above right ones, from the rollouts of each seed."""
     rows = []
     for label, by_seed in rollouts.items():
-        curves = [area_under_curve([r["weight"] for r in graded], [not r["right"] for r in graded])
+        curves = [renio.area_under_curve([r["weight"] for r in graded], [not r["right"] for r in graded])
                   for run in by_seed.values() if (graded := [r for r in run if r["right"] is not None])]
         curves = np.array([c for c in curves if c is not None])
         if len(curves):
@@ -1996,7 +1399,7 @@ def plot_weights(folder, rollouts):
             axis.set_yscale("log")
             axis.set_xlabel("ReNIO weight, before normalizing")
             axis.set_ylabel("rollouts")
-            curve = area_under_curve(weights, wrong)
+            curve = renio.area_under_curve(weights, wrong)
             axis.set_title(label.upper() + ("" if curve is None else f": AUC for wrong {curve:.3f}"), fontsize=10)
             axis.legend(fontsize=8)
     return ["## Weights of right and wrong rollouts", "", "![Weights of right and wrong rollouts](weights.png)", "",
@@ -2034,7 +1437,7 @@ def plot_seconds(scores, folder):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(f"{message} (--help lists the flags)")
+        raise renio.UserError(f"{message} (--help lists the flags)")
 
 
 def parse_args(argv):
@@ -2070,26 +1473,26 @@ def parse_args(argv):
         if name != "n" and getattr(args, name) is None:
             setattr(args, name, value)
     if args.checkpoints and (args.output or args.adapter):
-        raise UserError("--checkpoints: each has an eval.json of its own; leave out --output and --adapter")
+        raise renio.UserError("--checkpoints: each has an eval.json of its own; leave out --output and --adapter")
     if not args.checkpoints and not (args.model and args.output):
-        raise UserError("need --model and --output, or --checkpoints")
+        raise renio.UserError("need --model and --output, or --checkpoints")
     for name in ("n", "max_new_tokens", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+            raise renio.UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     for name in ("n", "max_new_tokens", "batch_size", "limit", "top_k", "seed", "train_seed"):
         if (getattr(args, name) or 0) >= (10**5 if name == "n" else 2**31):
-            raise UserError(f"--{name} {getattr(args, name)}: too large")
+            raise renio.UserError(f"--{name} {getattr(args, name)}: too large")
     if not 0.01 <= args.temperature <= 100:
-        raise UserError(f"--temperature {args.temperature}: must lie in [0.01, 100] (greedy: --decoding greedy)")
+        raise renio.UserError(f"--temperature {args.temperature}: must lie in [0.01, 100] (greedy: --decoding greedy)")
     if not 0 < args.top_p <= 1:
-        raise UserError(f"--top_p {args.top_p}: must lie in (0, 1]")
+        raise renio.UserError(f"--top_p {args.top_p}: must lie in (0, 1]")
     for name, least in (("top_k", 0), ("seed", 0), ("train_seed", 0), ("limit", 1)):
         if (least if getattr(args, name) is None else getattr(args, name)) < least:
-            raise UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
+            raise renio.UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
     if not 0 < args.vllm_memory < 1:
-        raise UserError(f"--vllm_memory {args.vllm_memory}: must lie between 0 and 1")
+        raise renio.UserError(f"--vllm_memory {args.vllm_memory}: must lie between 0 and 1")
     if args.engine == "vllm":
-        need_vllm("--engine")
+        renio.need_vllm("--engine")
     if args.device is None:
         import torch
 
@@ -2102,30 +1505,29 @@ def parse_args(argv):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv[:1] == ["grade"]:
-            grade_worker()
-        elif argv[:1] == ["judge"]:
+        if argv[:1] == ["judge"]:
             judge()
         elif argv[:1] == ["report"]:
             if len(argv) != 2:
-                raise UserError("report takes one folder")
+                raise renio.UserError("report takes one folder")
             report(argv[1])
         elif argv[:1] == ["compare"]:
             if len(argv) != 3:
-                raise UserError("compare takes two files that eval.py wrote")
+                raise renio.UserError("compare takes two files that eval.py wrote")
             compare(*argv[1:])
         else:
             args = parse_args(argv)
-            (evaluate_checkpoints if args.checkpoints else evaluate)(args)
-    except UserError as error:
+            try:
+                (evaluate_checkpoints if args.checkpoints else evaluate)(args)
+            finally:
+                renio.VllmSampler.close()
+    except renio.UserError as error:
         sys.exit(f"eval.py: {error}")
     except OSError as error:
         sys.exit(f"eval.py: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; batches that were "
                  "done are kept, and the same command goes on from them")
     except KeyboardInterrupt:
         sys.exit("eval.py: interrupted; batches that were done are kept, and the same command goes on from them")
-    finally:
-        VllmSampler.close()
 
 
 if __name__ == "__main__":

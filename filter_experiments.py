@@ -26,9 +26,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from eval import UserError
-from renio import (Config, Devices, checkpoints, flag, grade_rollout, main, newest_checkpoint, rollout_seed, step_of,
-                   train)
+from renio import (Config, Devices, UserError, checkpoints, flag, grade_rollout, main, newest_checkpoint, rollout_seed,
+                   step_of, train)
 
 ARMS = ("correct", "incorrect", "unfiltered")
 

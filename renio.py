@@ -19,11 +19,20 @@ first tokens of each completion from the teacher's context, and prompts padded o
 Left out: the KL term of GRPO, which the released script switches off too.
 """
 
+import atexit
+import gzip
+import importlib.metadata
+import select
+import tempfile
+import zlib
+from decimal import Decimal
+from importlib.util import find_spec
 import contextlib
 import fcntl
 import functools
 import hashlib
 import importlib
+import inspect
 import json
 import math
 import os
@@ -40,6 +49,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Optional
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -48,9 +58,6 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
 
-from eval import (UserError, VllmSampler, arith_rows, arith_tokenizer, area_under_curve, device_memory, end_ids,
-                  grade_math, extract_boxed, load_model, load_tokenizer, need_vllm, pad, prompt_ids, read_problems, sample,
-                  version_of, write_json)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Flags.
@@ -240,6 +247,614 @@ def check(config):
     need((config.teacher is not None) == (config.teacher_mode == "separate"),
          f"--teacher {config.teacher} with --teacher_mode {config.teacher_mode}: give a teacher with separate, and only "
          "then")
+
+
+
+
+class UserError(Exception):
+    """A mistake in flags, files or data, told to the user in one line without a traceback."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The arithmetic world: lists of small operations modulo 10 with worked solutions, its tokenizer and chat template.
+#
+#   problem    a 3 +8 b 7 -5 c 2 *9 d 6 *4        a: add 8 to 3; b: subtract 5 from 7; ...; keep the last digit
+#   solution   a 3 +8 1 b 7 -5 2 c 2 *9 8 d 6 *4 4 \boxed{ 1 2 8 4 }
+#
+# The solution repeats each operation before its result, which makes a result a look-up in a table of 10 digits x 27
+# operations. A model trained without part of that table (`gaps`) has something real to learn from a teacher that
+# knows it, and is wrong under greedy decoding too, where a merely noisy model would be right. The operations do not
+# build on each other: if they did, the reference solution would say nothing about how to go on after a wrong result,
+# and a teacher that reads it would teach noise on every token behind the student's first mistake.
+
+STEP_NAMES = "abcdefghij"
+OPERATIONS = [f"{sign}{digit}" for sign in "+-*" for digit in range(1, 10)]
+STEPS = (4, 6)  # fewest and most operations of a problem
+
+
+def apply_operation(value, operation):
+    """One step: apply_operation(3, "+8") is 1, since results are taken modulo 10."""
+    digit = int(operation[1:])
+    return {"+": value + digit, "-": value - digit, "*": value * digit}[operation[0]] % 10
+
+
+def operation_gaps(share=0.2):
+    """The (digit, operation) pairs that a model trained with gaps never sees: the same set on every call."""
+    pairs = [(value, operation) for value in range(10) for operation in OPERATIONS]
+    return set(random.Random("gaps").sample(pairs, round(share * len(pairs))))
+
+
+def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015, rechecks=0.05):
+    """n problems of the arithmetic world, as dicts of problem, solution, answer and demonstration.
+
+    split: "train" or "test"; rows of the two come from disjoint seeds.
+    gaps: no problem needs a pair of `operation_gaps`.
+    invented: results are random digits, so that a row can be solved only by reading its reference solution.
+    slips, rechecks: the demonstration, which a model is trained to write, has a wrong result in the share `slips` of
+        its steps, half of which are noticed ("wait") and redone, while the others end up in its answer; and the share
+        `rechecks` of right results is checked again in the same words, so that "wait" does not always mean an error.
+    """
+    rng = random.Random(f"arith {split} {seed}")
+    unknown = operation_gaps() if gaps else set()
+    rows = []
+    for _ in range(n):
+        problem, solution, demonstration, results, written = [], [], [], [], []
+        for name in STEP_NAMES[: rng.randint(*STEPS)]:
+            value = rng.randrange(10)
+            operation = rng.choice([o for o in OPERATIONS if (value, o) not in unknown])
+            result = rng.randrange(10) if invented else apply_operation(value, operation)
+            step = [name, str(value), operation]
+            problem += step
+            solution += [*step, str(result)]
+            results.append(str(result))
+            written.append(str(result))
+            draw = rng.random()
+            if draw < slips:
+                wrong = str((result + rng.randint(1, 9)) % 10)
+                demonstration += [*step, wrong]
+                if draw < slips / 2:
+                    demonstration += ["wait", *step, str(result)]
+                else:
+                    written[-1] = wrong
+            else:
+                demonstration += [*step, str(result)]
+                if draw < slips + rechecks:
+                    demonstration += ["wait", *step, str(result)]
+        rows.append(dict(problem=" ".join(problem), solution=" ".join([*solution, "\\boxed{", *results, "}"]),
+                         answer="".join(results),
+                         demonstration=" ".join([*demonstration, "\\boxed{", *written, "}"])))
+    return rows
+
+
+def arith_tokenizer():
+    """The word-level tokenizer of the arithmetic world, with a chat template that knows `enable_thinking`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<eos>", "<unk>", "<user>", "<assistant>", "<think>", "</think>", "reference", "again", "wait",
+             "\\boxed{", "}", *map(str, range(10)), *STEP_NAMES, *OPERATIONS]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    tokenizer.chat_template = (
+        "{% for message in messages %}<{{ message.role }}> {{ message.content }} {% endfor %}"
+        "{% if add_generation_prompt %}<assistant>"
+        "{% if enable_thinking is defined and not enable_thinking %} <think> </think>{% endif %}{% endif %}")
+    return tokenizer
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompts and data. Prompts are our own wording of the paper's.
+
+PROMPTS = {  # task -> what the student sees, what the teacher of self-distillation sees
+    "math": (
+        "{problem}\n\nReason step by step and put the final answer in \\boxed{{}}.",
+        "{problem}\n\nA correct reference solution follows.\n--- reference begins ---\n{solution}\n--- reference ends ---"
+        "\n\nStudy the reference until you understand why it works. Then solve the problem afresh, in your own words and "
+        "without quoting it. Reason step by step and put the final answer in \\boxed{{}}."),
+    "code": (
+        "{problem}\n\nReason step by step and end with the complete program in one ```python block.",
+        "{problem}\n\nA correct reference program follows.\n--- reference begins ---\n{solution}\n--- reference ends ---"
+        "\n\nStudy the reference until you understand why it works. Then solve the task afresh, in your own words and "
+        "without quoting it. Reason step by step and end with the complete program in one ```python block."),
+    "arith": ("{problem}", "{problem} reference {solution} again"),
+}
+
+
+def prompt_ids(tokenizer, task, row, thinking, privileged=False):
+    """Token ids of the chat prompt for `row`, ending where the assistant's answer begins.
+
+    privileged: the prompt also holds row["solution"], as that of the teacher in self-distillation (OPSD) does.
+    Raises UserError where the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruct model")
+    text = PROMPTS[task][privileged].format(**row)
+    return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
+                                         enable_thinking=thinking, tokenize=True, return_dict=False)
+
+
+def load_tokenizer(name):
+    """The tokenizer of a model folder or hub name; pads with eos where it has no pad token."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer in {name}: {str(error).splitlines()[0]}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no eos token, so no answer could end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def read_table(source, split="train"):
+    """Rows (dicts) of a .json, .jsonl, .jsonl.gz or .parquet file, or of a data set on the hub (name or name:config)."""
+    path = Path(source)
+    kind = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    if kind not in (".json", ".jsonl", ".jsonl.gz", ".parquet"):
+        import datasets
+
+        try:
+            return list(datasets.load_dataset(*source.split(":"), split=split))
+        except Exception as error:  # the hub's client raises many kinds; all of them mean the same to the user
+            raise UserError(f"{source} is neither a local .json, .jsonl, .jsonl.gz or .parquet file nor a data set that the hub "
+                            f"gives: {str(error).splitlines()[0]}") from None
+    if not path.exists():
+        raise UserError(f"{source}: no such file")
+    if kind == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: not UTF-8 text at byte {error.start}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{source}: can't be read: {error}") from None
+    if kind == ".json":
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{source}, line {error.lineno}: not JSON ({error.msg})") from None
+        if not isinstance(rows, list):
+            raise UserError(f"{source}: a .json data set is one list of rows")
+        return rows
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{source}, line {number}: not JSON ({error.msg})") from None
+    return rows
+
+
+def read_problems(source, split="train", need_solution=False, task="math"):
+    """Rows of problem, solution and answer (None where unknown) from a file or the hub.
+
+    Columns: problem (or question, prompt), solution (or deepseek_solution), answer (or Answer). Where there is no answer
+    column, the answer is what follows GSM8K's `####` or stands in the last box of the solution; GSM8K keeps its solution
+    in `answer`. Where there is a column domain, as OpenThoughts-114k has one, only rows of the task's are taken.
+    Raises UserError for an empty set, a missing column or a row without text in it.
+    """
+    rows = []
+    for number, raw in enumerate(read_table(source, split), start=1):
+        if not isinstance(raw, dict):
+            raise UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
+        if raw.get("domain") not in (None, task):
+            continue
+        problem = next((raw[c] for c in ("problem", "question", "prompt") if c in raw), None)
+        answer = next((raw[c] for c in ("answer", "Answer") if raw.get(c) is not None), None)
+        solution = next((raw[c] for c in ("solution", "deepseek_solution") if raw.get(c) is not None), None)
+        if solution is None and isinstance(answer, str) and "####" in answer:
+            solution, answer = answer, None
+        if isinstance(solution, str) and answer is None:
+            answer = solution.rpartition("####")[2].strip() if "####" in solution else extract_boxed(solution)
+        for name, value in (("problem (or question, prompt)", problem), ("solution", solution)):
+            needed = need_solution or value is not None or not name.startswith("solution")
+            if needed and not (isinstance(value, str) and value.strip()):
+                raise UserError(f"{source}, row {number}: no text in a column {name}; its columns are "
+                                + ", ".join(raw))
+        rows.append(dict(problem=problem, solution=solution, answer=None if answer is None else str(answer)))
+    if not rows:
+        raise UserError(f"{source}: no rows")
+    return rows
+
+
+# ---- math grader
+def extract_boxed(text):
+    r"""What stands in the last complete \boxed{...} of the text, or None; braces inside may nest.
+
+    A box outside <think>...</think> goes before one inside, so that a guess in the reasoning does not count where
+    there is a final answer.
+    """
+    def last_box(part):
+        for start in [match.end() for match in re.finditer(r"\\boxed\s*\{", part)][::-1]:
+            depth, escaped = 1, False
+            for i in range(start, len(part)):
+                if escaped:
+                    escaped = False
+                elif part[i] == "\\":
+                    escaped = True
+                elif part[i] in "{}":
+                    depth += 1 if part[i] == "{" else -1
+                    if depth == 0:
+                        return part[start:i].strip()
+        return None
+
+    outside = re.sub(r"<think>.*?(?:</think>|\Z)", " ", text, flags=re.DOTALL)
+    if "</think>" in outside:  # the template opened the thinking, so the text holds only its end
+        outside = outside.rpartition("</think>")[2]
+    found = last_box(outside)
+    return found if found is not None else last_box(text)
+
+
+def grade_math(text, gold, timeout=10.0):
+    r"""Whether the last \boxed{} of `text` is mathematically equal to `gold` (math-verify). No box is wrong."""
+    return math_verdict(text, gold, timeout) == "equal"
+
+
+def math_verdict(text, gold, timeout=10.0):
+    """grade_math with its reason: equal, different, no box, unparsable (what can't be decided is wrong).
+
+    Equal strings and plain numbers are compared here. All else goes to a worker process that is killed after
+    `timeout` seconds, so that no answer, such as 9^{9^{9}}, can hang or crash the caller.
+    """
+    answer = extract_boxed(text)
+    if answer is None:
+        return "no box"
+    boxed_gold = extract_boxed(gold)
+    answer, gold = _clean(answer), _clean(gold if boxed_gold is None else boxed_gold)
+    numbers = [_plain_number(answer), _plain_number(gold)]
+    if answer == gold or None not in numbers:
+        equal = answer == gold or numbers[0] == numbers[1]
+    elif len(answer) > 1000:  # no answer of a benchmark is that long, and the parser's time grows with it
+        equal = None
+    else:
+        equal = _ask_worker(_scientific(answer), _scientific(gold), timeout)
+    return {True: "equal", False: "different", None: "unparsable"}[equal]
+
+
+def _clean(answer):
+    answer = answer.strip().strip("$").strip().rstrip(".")
+    for noise in ("\\$", "\\!", "\\,", "\\left", "\\right"):
+        answer = re.sub(re.escape(noise) + r"(?![a-zA-Z])", "", answer)
+    answer = re.sub(r"(?<=\d)\s+(?=\d)", "", answer)  # 12 000
+    return answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").strip()
+
+
+def _plain_number(answer):
+    if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", answer):
+        answer = answer.replace(",", "")
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,6})?", answer):
+        return Decimal(answer)
+    return None
+
+
+def _scientific(answer):  # math-verify reads 4.5e33 as 4.5 times Euler's number times 33
+    return re.sub(r"(\d)[eE]([+-]?\d+)\b", r"\1 \\times 10^{\2}", answer)
+
+
+_worker = None
+
+
+def _ask_worker(answer, gold, timeout):
+    global _worker
+    for _ in range(2):  # a worker that an earlier answer left broken is replaced once
+        if _worker is None or _worker.poll() is not None:
+            _worker = subprocess.Popen([sys.executable, "-c", f"{inspect.getsource(grade_worker)}\ngrade_worker()"], stdin=subprocess.PIPE,
+                                       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1)
+            atexit.register(_worker.kill)
+            timeout_now = timeout + 60  # the first answer waits for math-verify's import
+        else:
+            timeout_now = timeout
+        try:
+            _worker.stdin.write(json.dumps([answer, gold]) + "\n")
+            if select.select([_worker.stdout], [], [], timeout_now)[0] and (line := _worker.stdout.readline()):
+                return json.loads(line)
+            _worker.kill()
+            _worker.wait()
+            return None
+        except BrokenPipeError:
+            _worker.wait()
+    return None
+
+
+def grade_worker():
+    """`python eval.py grade`: reads a JSON pair [answer, gold] a line, prints whether they are equal, null if unparsable."""
+    import json
+    import resource
+    import sys
+
+    from math_verify import parse, verify
+
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    for line in sys.stdin:
+        answer, gold = json.loads(line)
+        try:
+            # the caller's limit is a hard one, so math-verify's own, which work in main threads only, are off
+            sides = [parse(f"\\boxed{{{side}}}", parsing_timeout=None) for side in (gold, answer)]
+            equal = bool(verify(*sides, timeout_seconds=None)) if all(sides) else None
+        except Exception:  # whatever an odd answer does to the parser
+            equal = None
+        print(json.dumps(equal), flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sampling.
+
+def load_model(name, dtype="float32", device="cpu", adapter=None):
+    """A causal language model from a folder or the hub, with a peft adapter on it if one is given.
+
+    Uses flash-attention where it is installed, which takes 16-bit weights on a GPU only, else torch's own attention.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import is_flash_attn_2_available
+
+    flash = device.startswith("cuda") and dtype == "bfloat16" and is_flash_attn_2_available()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True,
+                                                     attn_implementation="flash_attention_2" if flash else "sdpa")
+    except (OSError, ValueError) as error:
+        raise UserError(f"no model in {name}: {str(error).splitlines()[0]}") from None
+    if adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
+    return model.to(device).eval()
+
+
+def end_ids(model, tokenizer):
+    """Every token id that ends an answer: the tokenizer's eos and those of the model's generation config."""
+    listed = model.generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *([listed] if isinstance(listed, int) else listed or [])})
+
+
+def pad(rows, side, value=0, device="cpu"):
+    """Ids (B, T) and mask (B, T) of lists of token ids, padded on the left or on the right."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), value, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        ids[i, place] = torch.tensor(row, dtype=torch.long)
+        mask[i, place] = True
+    return ids.to(device), mask.to(device)
+
+
+def filter_logits(logits, top_p=1.0, top_k=0):
+    """Set all logits (B, V) to -inf but the top_k largest and, of these, the fewest that hold top_p of the mass."""
+    if top_k and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    if top_p < 1.0:
+        ordered, order = logits.sort(descending=True)
+        mass = ordered.softmax(-1)
+        beyond = mass.cumsum(-1) - mass >= top_p  # the mass before a token already suffices
+        logits = logits.masked_fill(beyond.scatter(1, order, beyond), float("-inf"))
+    return logits
+
+
+@contextlib.contextmanager
+def prepared_to_sample(model):
+    """Within it the model is in evaluation mode and decodes as fast as it can; afterwards it is as it was, to the bit.
+
+    A LoRA adapter is merged into copies of its layers' weights, instead of three more products a layer and token. On
+    a CPU the head multiplies as weight @ hidden.T, since MKL takes up to four times as long for hidden @ weight.T
+    where few rows meet a large vocabulary.
+    """
+    was_training = model.training
+    model.eval()
+    adapted = [module for module in model.modules() if hasattr(module, "merged_adapters")]  # peft's layers
+    own = [layer.get_base_layer().weight.data for layer in adapted]
+    if adapted:
+        model.merge_adapter(safe_merge=True)  # which leaves the tensors in `own` alone
+    head = model.get_output_embeddings()
+    if type(head) is torch.nn.Linear and head.weight.device.type == "cpu":
+        def few_rows(hidden):
+            rows = hidden.flatten(0, -2).T  # (D, B)
+            logits = head.weight @ rows if head.bias is None else torch.addmm(head.bias[:, None], head.weight, rows)
+            return logits.T.contiguous().view(*hidden.shape[:-1], -1)
+
+        head.forward = few_rows
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        vars(head).pop("forward", None)
+        for layer, weight in zip(adapted, own):
+            layer.get_base_layer().weight.data = weight
+            layer.merged_adapters.clear()  # unmerging would subtract again and leave rounding errors behind
+        model.train(was_training)
+
+
+def draw_tokens(probs, generator):
+    """A token (B,) from each row of probabilities (B, V), which need not add up to 1: inverse transform sampling.
+
+    One uniform number a row; an exponential one for each token, as torch.multinomial takes, costs forty times as much
+    over a large vocabulary. In float64, so that a token without probability never comes out.
+    """
+    mass = probs.cumsum(-1, dtype=torch.float64)
+    uniform = torch.rand(len(probs), 1, dtype=torch.float64, device=probs.device, generator=generator)
+    return torch.searchsorted(mass, uniform * mass[:, -1:], right=True).squeeze(1)
+
+
+def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
+    """Sample a completion (token ids, the first eos included and last) for each prompt (token ids).
+
+    temperature 0 is greedy. Prompts are padded on the left with position ids from the mask. Rows that are done are
+    dropped once they are half of the batch, so that few long answers do not pay for many short ones. The same seed
+    gives the same completions.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    ids, mask = pad(prompts, "left", device=device)  # (B, P)
+    completions = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # which completion each row of the batch writes
+    done = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    ends = torch.tensor(eos_ids, device=device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = None
+    with prepared_to_sample(model):
+        for step in range(max_new_tokens):
+            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                        use_cache=True, logits_to_keep=1)
+            cache = out.past_key_values
+            logits = out.logits[:, -1].float()  # (B, V)
+            if temperature == 0:
+                tokens = logits.argmax(-1)
+            else:
+                tokens = draw_tokens(filter_logits(logits / temperature, top_p, top_k).softmax(-1), generator)
+            for row, token, over in zip(rows, tokens.tolist(), done.tolist()):
+                if not over:
+                    completions[row].append(token)
+            done = done | torch.isin(tokens, ends)
+            left = int((~done).sum())
+            if left == 0:
+                break
+            if left <= len(rows) // 2:
+                keep = (~done).nonzero().squeeze(1)
+                cache.batch_select_indices(keep)
+                tokens, mask, positions, done = tokens[keep], mask[keep], positions[keep], done[keep]
+                rows = [rows[i] for i in keep.tolist()]
+            ids = tokens[:, None]
+            positions = positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+    return completions
+
+
+def need_vllm(flag):
+    """Raise UserError, naming the flag that asks for vLLM, where it is not installed."""
+    if find_spec("vllm") is None:
+        raise UserError(f"{flag} vllm: vLLM is not installed; pip install vllm==0.32.0 (without a GPU: see README.md)")
+
+
+class VllmSampler:
+    """Does through vLLM, in this process, what `sample` does; called with the same arguments but the model.
+
+    flag: the option that asks for vLLM, for errors. model: folder or hub name. dtype, device: as for load_model.
+    max_length: tokens of the longest prompt and its completion together, which must fit into the model's positions.
+    memory: share of the GPU's memory (on a CPU: of the machine's) for weights and cache of the engine.
+    lora_r: rank of the adapters to come, 0 for none.
+    Raises UserError where vLLM can't run the model so. Under torchrun each process has an engine on its own GPU.
+    The same seed gives the same completions, up to rounding, which are not those that `sample` draws with it.
+    """
+
+    running = None  # the engine of this process
+
+    def __init__(self, flag, model, dtype, device, max_length, memory, lora_r=0):
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must see the trainer's tensors
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        try:
+            from vllm import LLM
+            from vllm.platforms import current_platform
+
+            self.kind, local = current_platform.device_type, os.environ.get("LOCAL_RANK", "0")
+            if device not in (self.kind, f"{self.kind}:{local}"):
+                raise UserError(f"--device {device}: the vLLM installed here runs on {self.kind}:{local} only")
+            self.flag, self.adapters, self.adapter, self.folder = flag, 0, None, None
+            # with the executor of one process every rank would take GPU 0
+            backend = "external_launcher" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+            self.llm = LLM(model, dtype=dtype, max_model_len=max_length, gpu_memory_utilization=memory,
+                           skip_tokenizer_init=True, enforce_eager=self.kind == "cpu",  # compiling there takes minutes
+                           distributed_executor_backend=backend, **self.lora_settings(lora_r))
+            VllmSampler.running = self
+            self([[0]], 1, [])  # some models fail only here
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"{flag} vllm: it can't run {model} with --dtype {dtype}, --vllm_memory {memory} and "
+                            f"{max_length} tokens: {' '.join(str(error).split())}") from None
+        from transformers import GenerationConfig
+
+        self.generation_config = GenerationConfig(**self.llm.llm_engine.model_config.try_get_generation_config())
+
+    @classmethod
+    def close(cls):
+        """End the engine of this process, if there is one; it takes torch's process group with it."""
+        if cls.running:
+            cls.running.llm.llm_engine.engine_core.shutdown()
+            cls.running = None
+
+    @staticmethod
+    def lora_settings(lora_r):
+        from typing import get_args
+
+        from vllm.config.lora import MaxLoRARanks
+
+        if lora_r > max(get_args(MaxLoRARanks)):
+            raise UserError(f"--lora_r {lora_r}: vLLM takes adapters up to rank {max(get_args(MaxLoRARanks))}")
+        if not lora_r:
+            return {}
+        return dict(enable_lora=True, max_loras=1, max_lora_rank=min(r for r in get_args(MaxLoRARanks) if r >= lora_r))
+
+    def load(self, model, weights):
+        """Sample from these weights (by name) of the model from now on; a peft model's are those of its adapter."""
+        if hasattr(model, "peft_config"):
+            folder = tempfile.TemporaryDirectory()
+            model.save_pretrained(folder.name, state_dict=weights, save_embedding_layers=False)
+            self.load_adapter(folder.name)
+            if self.folder:
+                self.folder.cleanup()
+            self.folder = folder  # the engine reads it again whenever it has dropped the adapter
+        else:
+            self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=iter(weights.items())))
+            if self.kind == "cpu":  # there a head tied to the embedding keeps a packed copy of its old weights
+                self.llm.apply_model(lambda m: m.lm_head.quant_method.process_weights_after_loading(m.lm_head))
+            self.llm.reset_prefix_cache()  # its keys and values are the old weights'
+
+    def load_adapter(self, folder):
+        """Sample with the peft adapter in this folder from now on. Raises UserError for one that vLLM can't take."""
+        from vllm.lora.request import LoRARequest
+
+        self.adapters += 1  # under an old name vLLM would go on with what it has cached
+        self.adapter = LoRARequest(f"adapter {self.adapters}", self.adapters, str(folder))
+        try:
+            self.llm.llm_engine.add_lora(self.adapter)
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"{self.flag} vllm: it can't take the adapter: {' '.join(str(error).split())}") from None
+
+    def __call__(self, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
+        from vllm import SamplingParams
+
+        rng = random.Random(seed)  # a seed for each prompt: with one for all, equal prompts would get equal completions
+        params = [SamplingParams(max_tokens=max_new_tokens, stop_token_ids=eos_ids, ignore_eos=True, detokenize=False,
+                                 temperature=temperature, top_p=top_p, top_k=top_k, seed=rng.getrandbits(63))
+                  for _ in prompts]
+        outputs = self.llm.generate([dict(prompt_token_ids=prompt) for prompt in prompts], params, use_tqdm=False,
+                                    lora_request=self.adapter)
+        return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def device_memory(device):
+    """GB that the device has in all."""
+    if device.startswith("cuda"):
+            return torch.cuda.get_device_properties(device).total_memory / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+def version_of(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version(f"{package}-cpu")  # vLLM's build for CPUs has another name
+
+
+def write_json(path, value):
+    """Write a file whole or not at all."""
+    aside = Path(f"{path}.tmp")
+    aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def area_under_curve(scores, positive):
+    """Chance that a positive has a higher score than a negative, ties counting half (AUC); None without both kinds."""
+    scores, positive = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    above, below = scores[positive], scores[~positive]
+    if not len(above) or not len(below):
+        return None
+    return float(((above[:, None] > below).mean() + (above[:, None] >= below).mean()) / 2)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

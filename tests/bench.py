@@ -93,7 +93,6 @@ def bench_loss(args):
 def bench_step(args):
     import torch
 
-    import eval as renio_eval
     import renio
 
     torch.set_num_threads(args.threads)
@@ -124,7 +123,7 @@ def bench_step(args):
     def floor(config, student, teacher, examples, completions):
         """Seconds of the models' own work: decoding forwards, teacher forward, student forward and backward."""
         prompts = [example.student_prompt for example in examples]
-        ids, mask = renio_eval.pad(prompts, "left")
+        ids, mask = renio.pad(prompts, "left")
         took = {}
         start = time.perf_counter()
         with torch.inference_mode():
@@ -200,7 +199,6 @@ def bench_devices(args):
 def bench_sample(args):
     import torch
 
-    import eval as renio_eval
     import renio
 
     torch.set_num_threads(args.threads)
@@ -208,12 +206,12 @@ def bench_sample(args):
     model, tokenizer = renio.load_student(config, "cpu")
     examples = renio.load_examples(config, tokenizer, tokenizer, args.batch_size)[0]
     prompts = [example.student_prompt for example in examples]
-    ids, mask = renio_eval.pad(prompts, "left")
+    ids, mask = renio.pad(prompts, "left")
     n = args.prefix_tokens
     ways = {"generate": lambda: model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, do_sample=True, top_k=0, top_p=1.0,
                 temperature=1.0, pad_token_id=tokenizer.pad_token_id),
-            "sample": lambda: renio_eval.sample(model, prompts, n, [-1])}
+            "sample": lambda: renio.sample(model, prompts, n, [-1])}
     took = {name: [] for name in ways}
     model.eval()
     for repeat in range(args.repeats + 1):  # in turns; the first warms up

@@ -29,7 +29,7 @@ def shared():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return renio_eval.arith_tokenizer()
+    return renio.arith_tokenizer()
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def graded_step(student, teacher, examples, completions, eos_ids, config):
 
 def completion_logits(model, prompts, completions):
     """Logits (B, T, V) on the completions, their ids (B, T) and mask (B, T), by a plain forward of each row alone."""
-    ids, mask = renio_eval.pad(completions, "right")
+    ids, mask = renio.pad(completions, "right")
     rows = []
     for prompt, completion in zip(prompts, completions):
         logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]

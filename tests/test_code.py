@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import eval as renio_eval
+import renio
 from eval import grade_code
 
 ROW = dict(task_id="own/0", entry_point="double", prompt='import math\n\n\ndef double(x):\n    """Twice x."""\n',
@@ -64,7 +65,7 @@ EXCEPTIONS = {
 
 def real_rows(shared, name):
     step = 1 if os.environ.get("CODE_ROWS") == "all" else 12
-    return renio_eval.read_table(shared / "data" / renio_eval.BENCHMARKS[name].file)[::step]
+    return renio.read_table(shared / "data" / renio_eval.BENCHMARKS[name].file)[::step]
 
 
 def empty_bodies(program):

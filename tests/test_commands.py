@@ -24,7 +24,7 @@ from torch.multiprocessing import ProcessRaisedException
 import eval as renio_eval
 import filter_experiments
 import renio
-from eval import UserError, load_model, load_tokenizer, sample
+from renio import UserError, load_model, load_tokenizer, sample
 
 # one thread a process, and for run_all.sh the environment that runs the tests as the active one
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,

@@ -13,8 +13,7 @@ from conftest import ROOT, examples_of
 from torch.distributed.tensor import DTensor
 
 import renio
-from eval import UserError, load_model, sample
-from renio import Devices
+from renio import Devices, UserError, load_model, sample
 
 
 def in_processes(world, folder, function, *args):

@@ -15,8 +15,9 @@ from conftest import ROOT, write_run
 from transformers import PreTrainedTokenizerBase
 
 import eval as renio_eval
-from eval import (UserError, area_under_curve, bootstrap_interval, count_markers, extract_boxed, grade_math,
-                  interval, load_tokenizer, majority_answer, paired_p_value, pass_at_k)
+import renio
+from eval import bootstrap_interval, count_markers, interval, majority_answer, paired_p_value, pass_at_k
+from renio import UserError, area_under_curve, extract_boxed, grade_math, load_tokenizer
 
 
 # --- graders ----------------------------------------------------------------------------------------------------------
@@ -170,9 +171,9 @@ def test_every_gold_answer_of_a_math_benchmark_can_be_read_and_is_itself(shared,
     assert len(loaded) == rows and all(row["problem"].strip() for row in loaded)
     unread = []
     for row in loaded:
-        gold = renio_eval._clean(row["answer"])
-        if renio_eval._plain_number(gold) is None:  # those are compared without the parser
-            if renio_eval._ask_worker(renio_eval._scientific(gold), renio_eval._scientific(gold), 10.0) is not True:
+        gold = renio._clean(row["answer"])
+        if renio._plain_number(gold) is None:  # those are compared without the parser
+            if renio._ask_worker(renio._scientific(gold), renio._scientific(gold), 10.0) is not True:
                 unread.append(row["answer"])
     assert unread == []
 
@@ -203,7 +204,7 @@ def test_rows_that_cannot_be_asked_or_graded_are_named(tmp_path):
 def test_aime_prompts_with_the_real_template(shared, thinking):
     tokenizer = load_tokenizer(str(shared / "data" / "qwen3-tokenizer"))
     for row in renio_eval.load_benchmark("aime24", shared / "data"):
-        text = tokenizer.decode(renio_eval.prompt_ids(tokenizer, "math", row, thinking))
+        text = tokenizer.decode(renio.prompt_ids(tokenizer, "math", row, thinking))
         opening = f"<|im_start|>user\n{row['problem']}\n\nReason step by step and put the final answer in \\boxed{{}}."
         assert text == opening + "<|im_end|>\n<|im_start|>assistant\n" + ("" if thinking else "<think>\n\n</think>\n\n")
 
@@ -401,7 +402,7 @@ def test_a_model_is_labelled_by_its_run(words, label):
 
 
 def test_batches_are_bounded_by_memory(tmp_path, micro_model, monkeypatch, capsys):
-    monkeypatch.setattr(renio_eval, "device_memory", lambda device: 0.0045)
+    monkeypatch.setattr(renio, "device_memory", lambda device: 0.0045)
     renio_eval.main(["--model", str(micro_model), "--limit", "6", "--n", "1", "--max_new_tokens", "30", "--output",
                      str(tmp_path / "o.json")])
     said = capsys.readouterr().out
@@ -429,7 +430,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_
     words = ["--model", str(micro_model), "--limit", "12", "--n", "2", "--batch_size", "8", "--max_new_tokens", "10",
              "--decoding", "sampled", "greedy"]
     renio_eval.main([*words, "--output", str(tmp_path / "whole.json")])
-    real, calls = renio_eval.sample, []
+    real, calls = renio.sample, []
 
     def dying(*args, **kwargs):
         calls.append(1)
@@ -437,7 +438,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(renio_eval, "sample", dying)
+    monkeypatch.setattr(renio, "sample", dying)
     with pytest.raises(SystemExit, match="interrupted; batches that were done are kept"):
         renio_eval.main([*words, "--output", str(tmp_path / "cut.json")])
     assert not (tmp_path / "cut.json").exists()

@@ -20,7 +20,7 @@ from kill import command, finish, kill_at, outcome, start
 import eval as renio_eval
 import filter_experiments
 import renio
-from eval import UserError, read_problems
+from renio import UserError, read_problems
 
 
 def rows_of(folder):
@@ -94,7 +94,7 @@ def test_the_last_two_checkpoints_can_be_resumed_and_so_many_stay(config, tmp_pa
     trained(config)
     kept = {path.name: (path / "trainer_state.pt").exists() for path in (tmp_path / "run").glob("checkpoint-*")}
     assert kept == {"checkpoint-2": False, "checkpoint-4": True, "checkpoint-6": True}
-    assert len(renio_eval.load_model(str(tmp_path / "run" / "checkpoint-2")).state_dict()) > 0
+    assert len(renio.load_model(str(tmp_path / "run" / "checkpoint-2")).state_dict()) > 0
 
 
 def test_keep_checkpoints_removes_the_oldest(config, tmp_path):
@@ -152,7 +152,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(config, tmp_path, m
     assert [row["skipped"] for row in rows_of(tmp_path / "run")] == [False, True, True, False, True, False]
     assert [row["grad_norm"] is None for row in rows_of(tmp_path / "run")] == [False, True, True, False, True, False]
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
-    weights = renio_eval.load_model(str(tmp_path / "run" / "final")).state_dict()
+    weights = renio.load_model(str(tmp_path / "run" / "final")).state_dict()
     assert all(torch.isfinite(w).all() for w in weights.values())
 
 
@@ -232,7 +232,7 @@ def test_a_tokenizer_without_eos_is_refused_and_one_without_pad_pads_with_eos(tm
     with pytest.raises(SystemExit, match="has no eos token, so no answer could end"):
         train_on(tmp_path, [GOOD], tmp_path / "model")
     path.write_text(json.dumps({k: v for k, v in full.items() if k != "pad_token"}))
-    assert renio_eval.load_tokenizer(str(tmp_path / "model")).pad_token == "<eos>"
+    assert renio.load_tokenizer(str(tmp_path / "model")).pad_token == "<eos>"
     assert len(train_on(tmp_path, [GOOD], tmp_path / "model")) == 2
 
 

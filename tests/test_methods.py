@@ -10,8 +10,7 @@ from conftest import examples_of, graded_step
 from test_devices import in_processes
 
 import renio
-from eval import UserError, sample
-from renio import Devices
+from renio import Devices, UserError, sample
 
 SETTINGS = SimpleNamespace(threshold=0.8, log_ratio_clip=2.0, log_ratio_clip_min=None, weight_temperature=1.0,
                            variant="paper")

@@ -8,10 +8,9 @@ import torch
 from conftest import completion_logits, examples_of, graded_step, teacher_logits
 from transformers import AutoTokenizer, TopKLogitsWarper, TopPLogitsWarper
 
-import eval as renio_eval
 import renio
-from eval import UserError, filter_logits, prompt_ids, read_problems, sample
-from renio import Devices, Teacher, completion_hidden, sample_weights, token_divergence, token_logprobs
+from renio import (Devices, Teacher, UserError, completion_hidden, filter_logits, prompt_ids, read_problems, sample,
+                   sample_weights, token_divergence, token_logprobs)
 
 PROMPTS = [[3, 14, 20, 40, 4], [3, 15, 4], [3, 15, 21, 41, 16, 22, 42, 4]]
 
@@ -59,7 +58,7 @@ def test_sampling_is_a_function_of_the_seed(model):
 def test_a_token_without_probability_is_never_drawn(monkeypatch, uniform, token):
     probs = torch.tensor([[0, 0, 1e-6, 0, 0.2, 0.8, 0]])
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, uniform, dtype=torch.float64))
-    assert renio_eval.draw_tokens(probs, None).tolist() == [token]
+    assert renio.draw_tokens(probs, None).tolist() == [token]
 
 
 def test_sampling_merges_an_adapter_for_its_time_only(config, micro_model):
@@ -195,8 +194,8 @@ def test_the_initial_teacher_stays_the_initial_model_through_training(tokenizer,
     kept = []
     monkeypatch.setattr(renio, "Teacher", lambda *args: kept.append(Teacher(*args)) or kept[0])
     renio.train(flags, Devices("cpu"))
-    start = renio_eval.load_model(str(micro_model))
-    end = renio_eval.load_model(f"{flags.output_dir}/final")
+    start = renio.load_model(str(micro_model))
+    end = renio.load_model(f"{flags.output_dir}/final")
     logits = [completion_logits(m, [PROMPTS[0]], [[20, 30]])[0] for m in (start, end)]
     torch.testing.assert_close(teacher_logits(kept[0], [PROMPTS[0]], [[20, 30]]), logits[0])
     assert (logits[0] - logits[1]).abs().max() > 1e-3
@@ -216,7 +215,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, micro_model):
         renio.main(["--method", "opsd", "--teacher_mode", "ema", "--model", str(micro_model), "--max_steps", "4",
                     "--save_steps", "2", "--batch_size", "4", "--schedule_steps", "4", "--output_dir",
                     str(tmp_path / name), *words])
-        return (renio_eval.load_model(str(tmp_path / name / "final")).state_dict(),
+        return (renio.load_model(str(tmp_path / name / "final")).state_dict(),
                 [json.loads(line) for line in open(tmp_path / name / "metrics.jsonl")])
 
     whole, whole_rows = run("whole")
@@ -269,14 +268,14 @@ def test_qwen3_template_renders_with_thinking_on_and_off(shared):
 
 
 def test_a_tokenizer_without_a_template_is_refused(tokenizer):
-    bare = renio_eval.arith_tokenizer()
+    bare = renio.arith_tokenizer()
     bare.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         prompt_ids(bare, "arith", dict(problem="a 1 +1"), thinking=True)
 
 
 def test_teacher_and_student_must_share_a_vocabulary(tokenizer):
-    other = renio_eval.arith_tokenizer()
+    other = renio.arith_tokenizer()
     other.add_tokens(["+10"])
     with pytest.raises(UserError, match=r"different vocabularies: '\+10'"):
         renio.check_same_vocabulary(tokenizer, other)
@@ -366,25 +365,25 @@ def test_every_problem_comes_once_an_epoch_in_an_order_of_the_seed(tmp_path, tok
 # --- the arithmetic world ---------------------------------------------------------------------------------------------
 
 def test_arithmetic_solutions_are_right_and_training_leaves_the_test_problems_out():
-    rows = renio_eval.arith_rows(300, split="test")
+    rows = renio.arith_rows(300, split="test")
     for row in rows:
         words = row["problem"].split()
         results = [str(eval(f"{words[i + 1]}{words[i + 2]}") % 10) for i in range(0, len(words), 3)]
         assert row["answer"] == "".join(results)
-        assert renio_eval.grade_math(row["solution"], row["answer"])
-    assert not {row["problem"] for row in rows} & {row["problem"] for row in renio_eval.arith_rows(3000)}
+        assert renio.grade_math(row["solution"], row["answer"])
+    assert not {row["problem"] for row in rows} & {row["problem"] for row in renio.arith_rows(3000)}
 
 
 def test_rows_with_gaps_never_show_a_gap():
-    gaps = renio_eval.operation_gaps()
+    gaps = renio.operation_gaps()
     assert len(gaps) == 54
-    for row in renio_eval.arith_rows(300, gaps=True):
+    for row in renio.arith_rows(300, gaps=True):
         words = row["demonstration"].replace("wait", "").split()
         assert not gaps & {(int(words[i + 1]), words[i + 2]) for i in range(0, words.index("\\boxed{"), 4)}
 
 
 def test_the_tokenizer_knows_every_word_and_gives_the_text_back(tokenizer):
-    for row in renio_eval.arith_rows(50, slips=0.5):
+    for row in renio.arith_rows(50, slips=0.5):
         ids = tokenizer(row["demonstration"])["input_ids"]
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == row["demonstration"]
@@ -469,5 +468,5 @@ def test_flash_attention_is_used_where_it_can_be_and_never_needed(monkeypatch, d
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained",
                         lambda name, **words: asked.append(words["attn_implementation"]) or torch.nn.Linear(1, 1))
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
-    renio_eval.load_model("any", dtype, device)
+    renio.load_model("any", dtype, device)
     assert asked == [attention]

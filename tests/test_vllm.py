@@ -15,7 +15,7 @@ from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 import eval as renio_eval
 import renio
-from eval import VllmSampler, sample
+from renio import VllmSampler, sample
 
 PROMPTS = [[3, 14, 20, 40, 4], [3, 15, 4], [3, 15, 21, 41, 16, 22, 42, 4], [3, 17, 10, 50, 4]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,7 +51,7 @@ def model_folder(request, tmp_path_factory, tokenizer):
 def sampler(tmp_path_factory, tokenizer):
     """An engine and the transformers model of the same folder."""
     folder = make_model(tmp_path_factory.mktemp("models") / "student", tokenizer, seed=0)
-    yield VllmSampler("--engine", folder, "float32", DEVICE, 64, 0.3), renio_eval.load_model(folder, device=DEVICE)
+    yield VllmSampler("--engine", folder, "float32", DEVICE, 64, 0.3), renio.load_model(folder, device=DEVICE)
     VllmSampler.close()
 
 
@@ -102,7 +102,7 @@ def test_a_cached_prefix_does_not_outlive_the_weights(tmp_path, tokenizer, lora_
     from peft import LoraConfig, get_peft_model
 
     folder = make_model(tmp_path / "model", tokenizer, seed=0)
-    model = renio_eval.load_model(folder, device=DEVICE)
+    model = renio.load_model(folder, device=DEVICE)
     if lora_r:
         model = get_peft_model(model, LoraConfig(r=lora_r, target_modules=["k_proj", "v_proj"]))
     vllm = VllmSampler("--engine", folder, "float32", DEVICE, 400, 0.3, lora_r)
@@ -150,7 +150,7 @@ def test_samples_follow_the_distribution(sampler, temperature, top_p, top_k):
     counts = Counter(token for [token] in vllm([PROMPTS[0]] * n, 1, [1], temperature, top_p, top_k, seed=2))
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([PROMPTS[0]], device=DEVICE)).logits[:, -1] / temperature
-    probs = renio_eval.filter_logits(logits, top_p, top_k).softmax(-1)[0].tolist()
+    probs = renio.filter_logits(logits, top_p, top_k).softmax(-1)[0].tolist()
     for token, p in enumerate(probs):
         assert abs(counts[token] / n - p) <= 5 * math.sqrt(p * (1 - p) / n), token
 
@@ -164,7 +164,7 @@ def test_an_evaluation_through_vllm_gives_the_answers_of_one_through_transformer
     words = ["--model", folder, "--limit", "12", "--decoding", "greedy", "--max_new_tokens", "20", "--batch_size", "5",
              "--vllm_memory", "0.3"]
     if adapter:
-        model = get_peft_model(renio_eval.load_model(folder), LoraConfig(
+        model = get_peft_model(renio.load_model(folder), LoraConfig(
             r=4, target_modules=["q_proj", "o_proj", "down_proj"], init_lora_weights=False))
         model.save_pretrained(tmp_path / "adapter")
         words += ["--adapter", str(tmp_path / "adapter")]
@@ -189,7 +189,7 @@ def test_what_vllm_cannot_run_ends_with_one_line(tmp_path, tokenizer):
 
 
 def test_without_vllm_the_flag_is_named_and_how_to_install_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(renio_eval, "find_spec", lambda name: None)
+    monkeypatch.setattr(renio, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="--rollout_engine vllm: vLLM is not installed; pip install vllm==0.32.0"):
         renio.main(["--method", "opsd", "--model", "x", "--rollout_engine", "vllm", "--output_dir", str(tmp_path)])
     with pytest.raises(SystemExit, match="--engine vllm: vLLM is not installed; pip install vllm==0.32.0"):
