@@ -26,8 +26,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from renio import (Config, Devices, UserError, checkpoints, flag, grade_rollout, main, newest_checkpoint, rollout_seed,
-                   step_of, train)
+from renio import (
+    Config,
+    Devices,
+    UserError,
+    checkpoints,
+    flag,
+    main,
+    need,
+    newest_checkpoint,
+    rollout_seed,
+    step_of,
+    train,
+)
 
 ARMS = ("correct", "incorrect", "unfiltered")
 
@@ -38,8 +49,8 @@ class FilterConfig(Config):
 
     design: Literal["free", "matched"] = flag("free", "each arm on its own problems, or all on the same ones")
     arm: Literal["correct", "incorrect", "unfiltered"] = flag("unfiltered", "which rollouts to train on; matched: all")
-    max_draws: int = flag(16, "free: rollouts at most for each that an update takes; matched: for each problem")
-    max_problems: int = flag(8, "matched: problems tried at most for each one that an update takes")
+    max_draws: int = flag(16, "free: rollouts at most for each that an update takes; matched: for each problem", low=1)
+    max_problems: int = flag(8, "matched: problems tried at most for each one that an update takes", low=1)
 
 
 def belongs(right, arm):
@@ -47,21 +58,16 @@ def belongs(right, arm):
     return right is not None and arm in ("unfiltered", "correct" if right else "incorrect")
 
 
-def draw(sampler, tokenizer, batch, eos_ids, config, seed, counts):
-    """A completion and its verdict for each example of the batch; adds the verdicts to `counts`."""
-    completions = sampler([example.student_prompt for example in batch], config.prefix_tokens, eos_ids,
-                          config.temperature, config.top_p, config.top_k, seed=seed)
-    verdicts = [grade_rollout(tokenizer, completion, example.row, eos_ids)
-                for example, completion in zip(batch, completions)]
-    counts.update(verdicts)
-    return list(zip(completions, verdicts))
+def draw_metrics(counts):
+    return dict(drawn=counts.total(), drawn_right=counts[True], drawn_ungradable=counts[None])
 
 
 def described(counts):
-    return f"{counts.total()} draws ({counts[True]} correct, {counts[False]} incorrect, {counts[None]} cut before an answer)"
+    return (f"{counts.total()} draws ({counts[True]} correct, {counts[False]} incorrect, {counts[None]} cut before an "
+            "answer)")
 
 
-def draw_free(sampler, tokenizer, examples, step, eos_ids, config, devices):
+def draw_free(sampler, examples, step, config, devices):
     """This rank's rollouts of update `step` that belong to the arm, and how many were drawn, right and ungradable.
 
     Problems come from the step's own stretch of the data set, so that a resumed run sees what an uninterrupted one
@@ -69,74 +75,73 @@ def draw_free(sampler, tokenizer, examples, step, eos_ids, config, devices):
     """
     needed = config.batch_size // devices.world
     stretch = config.max_draws * config.batch_size
-    problems = devices.share(examples[step * stretch : (step + 1) * stretch])
+    problems = devices.part_of(examples[step * stretch : (step + 1) * stretch])
     taken, counts = [], Counter()
     for start in range(0, len(problems), needed):
-        batch = problems[start : start + needed]
-        drawn = draw(sampler, tokenizer, batch, eos_ids, config,
-                     rollout_seed(config, step, devices.rank) + start * 10**9, counts)
-        taken += [(example, completion) for example, (completion, right) in zip(batch, drawn)
-                  if belongs(right, config.arm)]
+        drawn = sampler(problems[start : start + needed], rollout_seed(config, step, devices.rank) + start * 10**9)
+        counts.update(rollout.right for rollout in drawn)
+        taken += [rollout for rollout in drawn if belongs(rollout.right, config.arm)]
         if len(taken) >= needed:
-            batch, completions = map(list, zip(*taken[:needed]))
             counts = sum(devices.gather([counts]), Counter())
-            return batch, completions, dict(drawn=counts.total(), drawn_right=counts[True],
-                                            drawn_ungradable=counts[None])
+            return taken[:needed], draw_metrics(counts)
     raise UserError(
         f"step {step + 1}: the {config.arm} arm starves: {len(taken)} of {needed} rollouts in {described(counts)}; raise "
         "--max_draws or --prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
 
 
-def draw_matched(sampler, tokenizer, examples, step, eos_ids, config, arms):
+def draw_matched(sampler, examples, step, config, arms):
     """This arm's rollouts of update `step`, on problems for which every arm's student gave a right and a wrong one.
 
     arms: Devices of the processes, an arm each. The unfiltered arm takes a problem's first rollout with an answer.
     Raises UserError where max_problems for each that is needed do not fill the batch.
     """
     stretch = config.max_problems * config.batch_size
-    problems = list(enumerate(examples))[step * stretch : (step + 1) * stretch]
-    taken, counts = {}, Counter()
+    problems = range(step * stretch, (step + 1) * stretch)  # numbers of the examples
     block = 3 * config.batch_size  # at once: fewer would mostly not do, and small batches sample slowly
+    taken, counts = {}, Counter()
     for start in range(0, stretch, block):
-        found = {number: {} for number, _ in problems[start : start + block]}  # verdict -> first completion
-        attempts = 0
-        while attempts < config.max_draws:
-            batch = [number for number, by_verdict in found.items() if len(by_verdict) < 2]
-            if not batch:
-                break
-            batch *= min(max(2, attempts), config.max_draws - attempts)  # ever more at once: few large batches are faster
-            drawn = draw(sampler, tokenizer, [examples[number] for number in batch], eos_ids, config,
-                         rollout_seed(config, step, arms.rank) + (start * config.max_draws + attempts + 1) * 10**9, counts)
-            attempts += len(batch) // len(set(batch))
-            for number, (completion, right) in zip(batch, drawn):
-                if right is not None:
-                    found[number].setdefault(right, completion)  # in the order in which they came
-        both = arms.gather([{number for number, by_verdict in found.items() if len(by_verdict) == 2}])
-        for number in sorted(set.intersection(*both)):
-            taken[number] = next(completion for right, completion in found[number].items() if belongs(right, config.arm))
+        seed = rollout_seed(config, step, arms.rank) + start * config.max_draws * 10**9
+        found = draw_both_kinds(sampler, examples, problems[start : start + block], seed, config.max_draws, counts)
+        for number in sorted(set.intersection(*arms.gather([set(found)]))):
+            taken[number] = next(rollout for right, rollout in found[number].items() if belongs(right, config.arm))
         if len(taken) >= config.batch_size:
             numbers = sorted(taken)[: config.batch_size]
-            return ([examples[number] for number in numbers], [taken[number] for number in numbers],
-                    dict(drawn=counts.total(), drawn_right=counts[True], drawn_ungradable=counts[None],
-                         tried=min(start + block, stretch), problems=numbers))
+            return [taken[number] for number in numbers], dict(
+                draw_metrics(counts), tried=min(start + block, stretch), problems=numbers)
     raise UserError(
-        f"step {step + 1}: {len(taken)} of {config.batch_size} problems had a right and a wrong rollout from every arm, in "
-        f"{stretch} problems and {described(counts)} of the {config.arm} arm; raise --max_draws, --max_problems or "
+        f"step {step + 1}: {len(taken)} of {config.batch_size} problems had a right and a wrong rollout from every arm, "
+        f"in {stretch} problems and {described(counts)} of the {config.arm} arm; raise --max_draws, --max_problems or "
         "--prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
+
+
+def draw_both_kinds(sampler, examples, problems, seed, max_draws, counts):
+    """The first right and the first wrong rollout of each problem that gets both within max_draws, in drawing order.
+
+    problems: numbers of the examples. Returns {number: {right: rollout}}; adds the verdicts to `counts`.
+    """
+    found, attempts = {number: {} for number in problems}, 0
+    while attempts < max_draws:
+        batch = [number for number, by_verdict in found.items() if len(by_verdict) < 2]
+        if not batch:
+            break
+        repeats = min(max(2, attempts), max_draws - attempts)  # ever more at once: few large batches are faster
+        drawn = sampler([examples[number] for number in batch * repeats], seed + (attempts + 1) * 10**9)
+        attempts += repeats
+        for number, rollout in zip(batch * repeats, drawn, strict=True):
+            counts[rollout.right] += 1
+            if rollout.right is not None:
+                found[number].setdefault(rollout.right, rollout)
+    return {number: by_verdict for number, by_verdict in found.items() if len(by_verdict) == 2}
 
 
 def study(config, devices):
     """Train one arm, or with design matched all of them."""
-    if config.method not in ("opd", "opsd"):
-        raise UserError(f"--method {config.method}: the study is of opd and opsd")
-    for name in ("max_draws", "max_problems"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name} {getattr(config, name)}: must be at least 1")
+    need(config.method in ("opd", "opsd"), f"--method {config.method}: the study is of opd and opsd")
     if config.design == "free":
         return train(config, devices, draw_free, config.max_draws)
-    if devices.world != len(ARMS) or config.fsdp:
-        raise UserError(f"--design matched: trains {len(ARMS)} arms side by side, a process each; start with torchrun "
-                        f"--nproc_per_node {len(ARMS)} and without --fsdp")
+    need(devices.world == len(ARMS) and not config.fsdp,
+         f"--design matched: trains {len(ARMS)} arms side by side, a process each; start with torchrun "
+         f"--nproc_per_node {len(ARMS)} and without --fsdp")
     config = replace(config, arm=ARMS[devices.rank], output_dir=f"{config.output_dir}/{ARMS[devices.rank]}")
     newest = newest_checkpoint(Path(config.output_dir))
     common = min(devices.gather([step_of(newest) if newest else 0]))
@@ -144,11 +149,11 @@ def study(config, devices):
         if config.resume and step_of(folder) > common:  # another arm was stopped before its own
             shutil.rmtree(folder)
 
-    def draw_arm(sampler, tokenizer, examples, step, eos_ids, config, _):
-        return draw_matched(sampler, tokenizer, examples, step, eos_ids, config, devices)
+    def draw_arm(sampler, examples, step, config, _):
+        return draw_matched(sampler, examples, step, config, devices)
 
     train(config, Devices(devices.device), draw_arm, config.max_problems)
 
 
 if __name__ == "__main__":
-    main(kind=FilterConfig, run=study)
+    main(config_class=FilterConfig, run=study)

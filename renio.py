@@ -1,10 +1,10 @@
 """ReNIO: on-policy distillation that weights each rollout by how over-confident the student was in it.
 
-    python renio.py --method sft --model init:micro --dataset arith-gaps --privileged_share 0.5 --output_dir runs/base
-    python renio.py --method opd --model runs/base/final --teacher runs/teacher/final --weighting renio \\
+    python renio.py --method sft --model init:micro --dataset arith-gaps --privileged_share 0.4 --output_dir runs/base
+    python renio.py --method opsd --weighting renio --model runs/base/final --output_dir runs/opsd+renio
+    python renio.py --method opd --weighting renio --model runs/base/final --teacher runs/teacher/final \\
         --output_dir runs/opd+renio
-    python renio.py --method opsd --model runs/base/final --weighting renio --output_dir runs/opsd+renio
-    torchrun --nproc_per_node 4 renio.py --scale paper --method opsd --weighting renio --output_dir runs/qwen3-opsd+renio
+    torchrun --nproc_per_node 4 renio.py --scale paper --method opsd --weighting renio --output_dir runs/qwen3
 
 The student samples a completion y for a prompt x. A teacher gives its distribution on every token of y: a larger
 model (OPD), or the student's own initial weights with the reference solution in the prompt (OPSD). The student
@@ -12,26 +12,29 @@ descends the divergence between the two (Eq. 2-3), and ReNIO multiplies each sam
 much more the student than the teacher believed in the tokens where they differ most (Eq. 4-9), without looking at
 the answer. Source: "ReNIO", arXiv 2606.23104v1; equations carry the paper's numbers.
 
-Read top to bottom: flags, models, data, the maths, the loop, checkpoints, main. The defaults of the flags are the
-paper's settings (`--scale paper`); `--variant official` adds those in which the released code differs. Not reproduced
-from the released code, since they are bugs: special tokens stripped from the prompt before sampling, which drops the
-first tokens of each completion from the teacher's context, and prompts padded on the right, which shifts positions.
-Left out: the KL term of GRPO, which the released script switches off too.
+Left out, since they are bugs of the released code: special tokens stripped from the prompt before sampling, which drops
+the first tokens of each completion from the teacher's context, and prompts padded on the right, which shifts positions.
+Left out of GRPO: its KL term, which the released script switches off too.
+
+This file imports nothing of the project's: alone in a folder, it trains. Read it from the top:
+  flags and presets       Config: the paper's settings, and those in which the released code differs
+  the weight              sample_weights (Eq. 4-7), the released code's, and others to compare it with
+  the divergence          token_divergence (the summand of Eq. 2)
+  prompts and models      what student and teacher are asked, Teacher, hidden states of the completions
+  rollouts                sample: the student writes
+  one update              distillation_step (Eq. 2-9), sft_step, grpo_step, update
+  the loop                train
+and, below a line that says so, what real runs need besides: the fused divergence, data and the synthetic world, the math
+grader, models, vLLM, processes and FSDP2, the output folder, the log, the command line.
 """
 
 import atexit
-import gzip
-import importlib.metadata
-import select
-import tempfile
-import zlib
-from decimal import Decimal
-from importlib.util import find_spec
 import contextlib
-import fcntl
 import functools
+import gzip
 import hashlib
 import importlib
+import importlib.metadata
 import inspect
 import json
 import math
@@ -39,57 +42,61 @@ import os
 import random
 import re
 import resource
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+import zlib
+from dataclasses import asdict, dataclass, field, fields
+from decimal import Decimal
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple, Optional
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import DTensor, init_device_mesh
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
-
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils import is_flash_attn_2_available
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Flags.
+# Flags and presets.
 
 
-def flag(default, text):
-    return field(default=default, metadata={"help": text})
+def flag(default, text, low=None, high=None):
+    """A field of Config: its default, its line of --help, and the least and the largest value that it may have."""
+    return field(default=default, metadata=dict(help=text, low=low, high=high))
 
 
 @dataclass
 class Config:
     """Flags of a training run. An explicit flag wins over --variant, and that over --scale and --method."""
 
-    output_dir: Optional[str] = flag(None, "where config.json, metrics.jsonl, checkpoint-N/ and final/ go (required)")
-    scale: Literal["micro", "small", "paper"] = flag("micro", "preset: micro needs no download, paper is Tables 5 and 6")
+    output_dir: str | None = flag(None, "where config.json, metrics.jsonl, checkpoint-N/ and final/ go (required)")
+    scale: Literal["micro", "small", "paper"] = flag(
+        "micro", "preset: micro needs no download, paper is Tables 5 and 6")
     method: Literal["sft", "grpo", "opd", "opsd"] = flag(
         "opd", "fine-tuning on solutions, reinforcement learning, distillation, or self-distillation")
     resume: bool = flag(False, "go on from the newest checkpoint in output_dir, or start where there is none")
-    seed: int = flag(0, "seed of initial weights, data order and rollouts")
+    seed: int = flag(0, "seed of initial weights, data order and rollouts", low=0)
 
     # models
     model: str = flag("Qwen/Qwen3-1.7B", "student: a folder, a hub name, or init:micro, init:micro-teacher (random)")
-    teacher: Optional[str] = flag(None, "teacher of teacher_mode separate: a folder or a hub name")
-    teacher_mode: Optional[Literal["separate", "initial", "ema", "live"]] = flag(
-        None, "another model; the student's first weights; their moving average; the present ones. "
-        "Without it separate for opd, initial for opsd")
-    ema_decay: float = flag(0.99, "share of the old average kept at each step by teacher_mode ema")
-    lora_r: int = flag(64, "rank of the LoRA adapter; 0 trains all weights")
-    lora_alpha: int = flag(128, "scale of the adapter, times 1 / lora_r")
-    lora_targets: str = flag("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj", "adapted layers, by comma")
+    teacher: str | None = flag(None, "opd: a folder or a hub name; opsd's teacher is the student as it starts")
+    lora_r: int = flag(64, "rank of the LoRA adapter of all linear layers but the head; 0 trains all weights", low=0)
+    lora_alpha: int = flag(128, "scale of the adapter, times 1 / lora_r", low=1)
     dtype: Literal["float32", "bfloat16"] = flag("bfloat16", "of the weights")
-    device: Optional[str] = flag(None, "cuda or cpu; without it cuda where there is one")
+    device: str | None = flag(None, "cuda or cpu; without it cuda where there is one")
     gradient_checkpointing: bool = flag(True, "recompute activations in the backward pass")
     fsdp: bool = flag(False, "under torchrun: spread the layers of student and teacher over the devices (FSDP2)")
 
@@ -99,49 +106,51 @@ class Config:
     task: Literal["math", "code", "arith"] = flag("math", "which prompts to use")
     student_thinking: bool = flag(False, "thinking mode of the chat template in the student's prompt")
     teacher_thinking: bool = flag(True, "thinking mode of the chat template in the teacher's prompt")
-    max_prompt_tokens: int = flag(4096, "problems with a longer prompt (either side) are skipped and counted")
-    privileged_share: float = flag(0.0, "sft: share of rows with the reference solution in the prompt")
+    max_prompt_tokens: int = flag(4096, "problems with a longer prompt (either side) are skipped and counted", low=1)
+    privileged_share: float = flag(0.0, "sft: share of rows with the reference solution in the prompt", low=0, high=1)
 
     # rollouts
-    prefix_tokens: int = flag(1024, "most tokens of a rollout; the paper: 1024 (Qwen3), 2048 (R1), 4096 (full)")
-    temperature: float = flag(1.1, "of rollouts, and of both distributions in the loss")
-    top_p: float = flag(1.0, "nucleus of rollouts (1: off); the loss takes the full distribution")
-    top_k: int = flag(0, "rollouts draw from the k likeliest tokens only (0: off)")
+    prefix_tokens: int = flag(1024, "most tokens of a rollout; the paper: 1024 (Qwen3), 2048 (R1), 4096 (full)", low=1)
+    temperature: float = flag(1.1, "of rollouts, and of both distributions in the loss", low=0.01, high=100)
+    top_p: float = flag(1.0, "nucleus of rollouts (1: off); the loss takes the full distribution", low=1e-6, high=1)
+    top_k: int = flag(0, "rollouts draw from the k likeliest tokens only (0: off)", low=0)
     rollout_engine: Literal["transformers", "vllm"] = flag("transformers", "what samples the rollouts")
-    vllm_memory: float = flag(0.3, "share of each GPU's memory for rollout_engine vllm; the trainer has the rest")
+    vllm_memory: float = flag(0.3, "share of each GPU's memory for rollout_engine vllm; the trainer has the rest",
+                              low=0.01, high=0.99)
 
     # loss
-    beta: float = flag(0.0, "divergence: 0 forward KL(T||S), 1 reverse KL(S||T), between them generalized JSD")
+    beta: float = flag(0.0, "divergence: 0 forward KL(T||S), 1 reverse KL(S||T), between them generalized JSD",
+                       low=0, high=1)
     token_reduction: Literal["sum", "mean"] = flag("sum", "over the tokens of a sample (Eq. 2: sum)")
-    entry_clip: Optional[float] = flag(None, "clip of each vocabulary entry's term of the divergence")
-    entry_clip_mode: Literal["none", "opsd", "official"] = flag("none", "opsd: from above; official: to [0, entry_clip]")
+    entry_clip: float | None = flag(None, "clamp each vocabulary entry's term of the divergence to [0, this], nats",
+                                       low=1e-9)
     weighting: Literal["none", "renio", "renio_shuffled", "ts_sample", "st_token", "iw", "pw", "correctness"] = flag(
         "none", "weights of the samples or tokens; see WEIGHTINGS in this file")
     variant: Literal["paper", "official"] = flag("paper", "the paper's equations, or the released code's behaviour")
-    threshold: float = flag(0.8, "tau: tokens with a larger log-ratio are key tokens (Eq. 5)")
-    log_ratio_clip: float = flag(3.0, "epsilon_max: clip of the key tokens' log-ratio from above (Eq. 6)")
-    log_ratio_clip_min: Optional[float] = flag(None, "epsilon_min: clip from below")
-    weight_temperature: float = flag(1.0, "divides the mean log-ratio before exp")
-    weight_norm: Literal["batch", "none", "clamp"] = flag(
-        "batch", "divide by the batch's mean weight (Eq. 8), or not; clamp (official): to [0.1, 10], then divide")
+    threshold: float = flag(0.8, "tau: tokens with a larger log-ratio are key tokens (Eq. 6)")
+    log_ratio_clip: float = flag(3.0, "epsilon_max: clip of the key tokens' log-ratio from above (Algorithm 1)")
+    log_ratio_clip_min: float | None = flag(None, "epsilon_min: clip from below (Algorithm 1)")
+    weight_norm: Literal["batch", "none"] = flag("batch", "divide by the batch's mean weight (Eq. 8), or not")
 
     # grpo
-    generations: int = flag(8, "rollouts a prompt, which the reward of each is compared with")
-    iterations: int = flag(2, "updates on the same rollouts")
-    ratio_clip: float = flag(0.2, "the ratio of new to old probability counts within 1 - it and 1 + it")
+    generations: int = flag(8, "rollouts a prompt, which the reward of each is compared with", low=2)
+    iterations: int = flag(2, "updates on the same rollouts", low=1)
+    ratio_clip: float = flag(0.2, "the ratio of new to old probability counts within 1 - it and 1 + it",
+                             low=1e-6, high=0.999)
 
     # optimization
-    batch_size: int = flag(32, "effective: rollouts an update, over all devices")
-    micro_batch_size: int = flag(4, "rollouts a forward and backward pass on one device")
-    learning_rate: float = flag(5e-6, "of AdamW, without weight decay; the paper: 5e-6 (Qwen3), 1e-6 (R1)")
-    warmup_steps: int = flag(0, "steps of linear warm-up of the learning rate")
-    schedule_steps: int = flag(0, "the learning rate falls linearly to 0 over so many steps; 0: constant")
-    max_steps: int = flag(100, "updates")
-    max_grad_norm: float = flag(0.0, "clip of the gradient's norm; 0: off")
-    save_steps: int = flag(25, "updates between checkpoints; 0: only final/")
-    keep_checkpoints: int = flag(0, "so many newest checkpoint-N stay, 0: all; a run goes on from the last two only")
-    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag("none", "where metrics go beside metrics.jsonl")
-    save_rollouts: bool = flag(False, "opd, opsd: write weight, verdict and log-ratios of each rollout to rollouts.jsonl")
+    batch_size: int = flag(32, "effective: rollouts an update, over all devices", low=1)
+    micro_batch_size: int = flag(4, "rollouts a forward and backward pass on one device", low=1)
+    learning_rate: float = flag(5e-6, "of AdamW, without weight decay; the paper: 5e-6 (Qwen3), 1e-6 (R1)",
+                                low=1e-12, high=100)
+    warmup_steps: int = flag(0, "steps of linear warm-up of the learning rate", low=0)
+    schedule_steps: int = flag(0, "the learning rate falls linearly to 0 over so many steps; 0: constant", low=0)
+    max_steps: int = flag(100, "updates", low=1)
+    max_grad_norm: float = flag(0.0, "clip of the gradient's norm; 0: off", low=0)
+    save_steps: int = flag(25, "updates between checkpoints; 0: only final/", low=0)
+    report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag(
+        "none", "where metrics go beside metrics.jsonl")
+    save_rollouts: bool = flag(False, "opd, opsd: weight, verdict and log-ratios of each rollout go to rollouts.jsonl")
 
 
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
@@ -159,100 +168,954 @@ SCALES = {  # what differs from the paper's settings, the defaults above
               # 300 updates, two on each batch of rollouts
               "grpo": dict(prefix_tokens=16_000, temperature=1.2, max_steps=150, token_reduction="mean")},
 }
-VARIANTS = {"paper": {}, "official": dict(token_reduction="mean", entry_clip=0.05, entry_clip_mode="official",
-                                          top_p=0.95, top_k=20, max_grad_norm=1.0, schedule_steps=126)}
+VARIANTS = {"paper": {}, "official": dict(token_reduction="mean", entry_clip=0.05, top_p=0.95, top_k=20,
+                                          max_grad_norm=1.0, schedule_steps=126)}
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The weight.
 
 
-class Parser(HfArgumentParser):
-    """Errors in one line, without the usage of sixty flags before it."""
+def sample_weights(student_logprobs, teacher_logprobs, mask, threshold, clip_max, clip_min=None):
+    """ReNIO's weight w of each sample (Eq. 4-7, Algorithm 1), detached; `update` divides by the batch's mean (Eq. 8).
 
-    def error(self, message):
-        raise UserError(f"{message} (--help lists the flags)")
-
-
-def parse_config(argv, kind=Config):
-    """A Config, or a class that adds flags to it, from command-line words.
-
-    The presets of --scale, --method and --variant come first, then explicit flags.
+    student_logprobs, teacher_logprobs: (B, T), log-probabilities of the sampled tokens, in nats.
+    mask: (B, T), true on the completion's tokens; what stands elsewhere is never read.
+    threshold: tau, a token is key where its log-ratio exceeds it.
+    clip_max, clip_min: epsilon_max, epsilon_min: the key tokens' log-ratios are clipped to [clip_min, clip_max].
+    Returns (B,) weights, 1 for a sample without key tokens. Raises ValueError for tensors of different shapes.
     """
-    parser = Parser(kind, description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    first = parser.parse_args([word for word in argv if word not in ("-h", "--help")])
-    parser.set_defaults(**SCALES[first.scale][first.method] | VARIANTS[first.variant])
-    config = kind(**vars(parser.parse_args(argv)))
-    check(config)
-    return config
+    log_ratio = masked_log_ratio(student_logprobs, teacher_logprobs, mask)  # Eq. 4-5, (B, T)
+    key_tokens = (log_ratio > threshold) & mask.bool()  # Eq. 6
+    return mean_over(key_tokens, log_ratio.clamp(clip_min, clip_max)).exp()  # Algorithm 1, line 15; Eq. 7
 
 
-def check(config):
-    """Raise UserError for values out of range and for flags that contradict each other; fill in teacher_mode."""
-    def need(true, text):
-        if not true:
-            raise UserError(text)
-
-    need(config.output_dir, "--output_dir: required")
-    for name, value in vars(config).items():
-        need(value == value, f"--{name} nan: must be a number")  # nan alone differs from itself
-        need(not isinstance(value, int) or abs(value) < 2**31, f"--{name} {value}: must lie within 2^31")
-    for name in ("max_steps", "batch_size", "micro_batch_size", "prefix_tokens", "max_prompt_tokens"):
-        need(getattr(config, name) >= 1, f"--{name} {getattr(config, name)}: must be at least 1")
-    need(config.max_steps * config.batch_size < 10**8,
-         f"--max_steps {config.max_steps} x --batch_size {config.batch_size}: at most 100 million rollouts a run")
-    for name, low, high in (("temperature", 0.01, 100), ("weight_temperature", 0.01, 1e6), ("learning_rate", 1e-12, 100)):
-        need(low <= getattr(config, name) <= high, f"--{name} {getattr(config, name)}: must lie in [{low}, {high}]")
-    for name in ("seed", "top_k", "lora_r", "save_steps", "schedule_steps", "warmup_steps", "max_grad_norm",
-                 "keep_checkpoints"):
-        need(getattr(config, name) >= 0, f"--{name} {getattr(config, name)}: must not be negative (0: off)")
-    for name in ("beta", "ema_decay", "privileged_share"):
-        need(0 <= getattr(config, name) <= 1, f"--{name} {getattr(config, name)}: must lie in [0, 1]")
-    need(0 < config.top_p <= 1, f"--top_p {config.top_p}: must lie in (0, 1]")
-    need((config.entry_clip is None) == (config.entry_clip_mode == "none"),
-         f"--entry_clip {config.entry_clip} and --entry_clip_mode {config.entry_clip_mode}: give both or neither")
-    need(config.entry_clip is None or config.entry_clip > 0, f"--entry_clip {config.entry_clip}: must be positive")
-    need(config.weight_norm != "clamp" or config.variant == "official",
-         "--weight_norm clamp: only with --variant official")
-    low = -float("inf") if config.log_ratio_clip_min is None else config.log_ratio_clip_min
-    need(low < config.log_ratio_clip, f"--log_ratio_clip_min {low}: must be below --log_ratio_clip "
-         f"{config.log_ratio_clip}")
-    need(config.variant == "paper" or config.log_ratio_clip_min is None,
-         "--log_ratio_clip_min: the released code has no lower clip; drop it or --variant official")
-    need(not config.schedule_steps or config.schedule_steps >= config.max_steps,
-         f"--schedule_steps {config.schedule_steps}: the learning rate would be 0 before --max_steps {config.max_steps}")
-    need(0 < config.vllm_memory < 1, f"--vllm_memory {config.vllm_memory}: must lie between 0 and 1")
-    if config.rollout_engine == "vllm":
-        need(config.method != "sft", "--rollout_engine vllm: sft has no rollouts")
-        need(not config.model.startswith("init:"),
-             f"--rollout_engine vllm: needs a model from a folder or the hub, not --model {config.model}")
-        need_vllm("--rollout_engine")
-    need(config.weighting != "correctness" or config.log_ratio_clip < float("inf"),
-         "--log_ratio_clip inf: the weight of a wrong rollout under --weighting correctness, so it must be finite")
-    need(config.keep_checkpoints != 1, "--keep_checkpoints 1: at least 2, in case the last one is damaged; 0 keeps all")
-    need(config.variant == "paper" or config.weighting in ("none", "renio"),
-         f"--variant official: the released code has no weighting {config.weighting}")
-    need(config.privileged_share == 0 or config.method == "sft", "--privileged_share: only for --method sft")
-    if config.method in ("sft", "grpo"):
-        need(config.teacher is None and config.teacher_mode is None,
-             f"--teacher, --teacher_mode: not used by {config.method}")
-        need(config.weighting == "none", f"--weighting: {config.method} has no divergence to weight")
-        need(not config.save_rollouts, f"--save_rollouts: {config.method} has no log-ratios to write")
-        if config.method == "grpo":
-            need(config.generations > 1 and config.batch_size % config.generations == 0,
-                 f"--generations {config.generations}: must be at least 2 and divide --batch_size {config.batch_size}")
-            need(config.iterations >= 1, f"--iterations {config.iterations}: must be at least 1")
-            need(0 < config.ratio_clip < 1, f"--ratio_clip {config.ratio_clip}: must lie between 0 and 1")
-        return
-    config.teacher_mode = config.teacher_mode or {"opd": "separate", "opsd": "initial"}[config.method]
-    need(config.method == "opsd" or config.teacher_mode == "separate",
-         f"--method opd --teacher_mode {config.teacher_mode}: without the solution in its prompt such a teacher says "
-         "what the student says; use --method opsd or --teacher_mode separate")
-    need((config.teacher is not None) == (config.teacher_mode == "separate"),
-         f"--teacher {config.teacher} with --teacher_mode {config.teacher_mode}: give a teacher with separate, and only "
-         "then")
+def masked_log_ratio(student_logprobs, teacher_logprobs, mask):
+    """log p_S - log p_T of the sampled tokens (Eq. 4-5), (B, T), detached, 0 outside the mask."""
+    if not student_logprobs.shape == teacher_logprobs.shape == mask.shape or mask.dim() != 2:
+        raise ValueError("student_logprobs, teacher_logprobs and mask must have one shape (B, T), got "
+                         f"{tuple(student_logprobs.shape)}, {tuple(teacher_logprobs.shape)}, {tuple(mask.shape)}")
+    return (student_logprobs - teacher_logprobs).detach().masked_fill(~mask.bool(), 0.0)
 
 
+def mean_over(chosen, values):
+    """Mean of the chosen values (B, T) of each row, (B,); 0 for a row without any."""
+    return (values * chosen).sum(1) / chosen.sum(1).clamp(min=1)
+
+
+def official_sample_weights(student_logprobs, teacher_logprobs, mask, threshold, clip_max, weight_temperature=1.0,
+                            norm="batch"):
+    """The weight as the released code has it, normalized over the samples given: (B,), detached.
+
+    Arguments as in `sample_weights`, which it differs from: it clips before it selects, and selects with >=.
+    weight_temperature: divides the mean log-ratio before exp.
+    norm: "batch" divides by the mean over the B samples and clamps to at most 10; "clamp" clamps to [0.1, 10] and then
+        divides; "none" does neither. Raises ValueError for another one.
+    """
+    if norm not in ("batch", "none", "clamp"):
+        raise ValueError(f"norm {norm!r}: known are batch, none, clamp")
+    log_ratio = masked_log_ratio(student_logprobs, teacher_logprobs, mask).clamp(max=clip_max)
+    key_tokens = (log_ratio >= threshold) & mask.bool()
+    weights = (mean_over(key_tokens, log_ratio) / weight_temperature).exp()
+    if norm == "batch":
+        return (weights / weights.mean()).clamp(max=10.0)
+    if norm == "clamp":
+        weights = weights.clamp(0.1, 10.0)
+        return weights / weights.mean()
+    return weights
+
+
+class TokenColumns(NamedTuple):
+    """What is known of the rollouts of a micro-batch: a row each, a column a token, 0 behind each end."""
+
+    divergence: torch.Tensor  # d(p_S, p_T) in nats, (b, T); the one with a gradient
+    student_logprobs: torch.Tensor  # of the sampled tokens, (b, T)
+    teacher_logprobs: torch.Tensor  # (b, T)
+    teacher_entropy: torch.Tensor  # nats, (b, T)
+    mask: torch.Tensor  # true on the completion's tokens, (b, T)
+    right: list  # b verdicts: True, False, or None where there is no answer to grade
+
+    @property
+    def log_ratio(self):  # Eq. 4-5, (b, T)
+        return masked_log_ratio(self.student_logprobs, self.teacher_logprobs, self.mask)
+
+
+# Each weighting takes TokenColumns and the config, and returns weights (b, T) or (b, 1) before any normalizing.
+
+
+def renio_weights(tokens, config):
+    """ReNIO (Eq. 4-7): samples in whose key tokens the student was more confident than the teacher weigh more."""
+    return sample_weights(tokens.student_logprobs, tokens.teacher_logprobs, tokens.mask, config.threshold,
+                          config.log_ratio_clip, config.log_ratio_clip_min)[:, None]
+
+
+def official_weights(tokens, config):
+    """ReNIO as the released code has it, which normalizes over the micro-batch."""
+    return official_sample_weights(tokens.student_logprobs, tokens.teacher_logprobs, tokens.mask, config.threshold,
+                                   config.log_ratio_clip, norm=config.weight_norm)[:, None]
+
+
+def ts_sample_weights(tokens, config):
+    """ReNIO turned round (the paper's Table 8, T/S): key tokens are those where the teacher was the more confident."""
+    return renio_weights(tokens._replace(student_logprobs=tokens.teacher_logprobs,
+                                         teacher_logprobs=tokens.student_logprobs), config)
+
+
+def st_token_weights(tokens, config):
+    """ReNIO a token (the paper's Table 8, S/T): a key token weighs exp of its clipped log-ratio, any other 1."""
+    clipped = tokens.log_ratio.clamp(config.log_ratio_clip_min, config.log_ratio_clip)
+    return torch.where(tokens.log_ratio > config.threshold, clipped.exp(), 1.0)
+
+
+def iw_weights(tokens, config, gamma=0.5):
+    """IW-OPD (arXiv 2606.22600): tokens weigh less the more disagreement of teacher and student lies before them.
+
+    1 + gamma (1 - sum_{k<t} |A_k| / sum_{k<T} |A_k|), where A is the log-ratio of teacher to student.
+    """
+    sums = tokens.log_ratio.abs().cumsum(1)[:, :-1]
+    before = torch.nn.functional.pad(sums, (1, 0))  # of the tokens before this one, (b, T)
+    whole = (before * tokens.mask).amax(1, keepdim=True)  # of all but the last token of the row
+    return 1 + gamma * (1 - before / whole.clamp(min=torch.finfo(whole.dtype).tiny))
+
+
+def pw_weights(tokens, config, least=0.25, middle=0.30, width=0.10):
+    """PW-OPSD (arXiv 2605.21606): by the token's place alone, least + (1 - least) sigmoid((t/T - middle) / width)."""
+    place = tokens.mask.cumsum(1) / tokens.mask.sum(1, keepdim=True)  # t / T, t from 1
+    return least + (1 - least) * torch.sigmoid((place - middle) / width)
+
+
+def correctness_weights(tokens, config):
+    """An oracle of what ReNIO guesses: a wrong rollout has ReNIO's largest weight, any other its smallest, 1."""
+    wrong = torch.tensor([[right is False] for right in tokens.right], device=tokens.mask.device)
+    return torch.where(wrong, math.exp(config.log_ratio_clip), 1.0).to(tokens.student_logprobs.dtype)
+
+
+WEIGHTINGS = {  # of --weighting -> the function, and whether its weights are divided by the batch's mean (Eq. 8)
+    "none": (lambda tokens, config: torch.ones_like(tokens.divergence[:, :1]), False),
+    "renio": (renio_weights, True),
+    "renio_shuffled": (renio_weights, True),  # a control, see shuffled_weighting
+    "ts_sample": (ts_sample_weights, True),
+    "st_token": (st_token_weights, True),
+    "iw": (iw_weights, False),
+    "pw": (pw_weights, False),
+    "correctness": (correctness_weights, True),
+}
+
+
+def weighting(config):
+    """The function of --weighting, and whether `update` divides by the batch's mean weight."""
+    if config.variant == "official" and config.weighting == "renio":
+        return official_weights, False
+    weigh, normalized = WEIGHTINGS[config.weighting]
+    return weigh, normalized and config.weight_norm == "batch"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The divergence.
+
+
+def token_divergence(student_logits, teacher_logits, beta=0.0, temperature=1.0, entry_clip=None, clip_mode="none"):
+    """Divergence of teacher and student at every token, over the full vocabulary (the summand of Eq. 2).
+
+    student_logits, teacher_logits: (B, T, V), before the division by `temperature`, which both sides get.
+    beta 0: forward KL(T||S); 1: reverse KL(S||T); between: generalized JSD with the mixture
+        m = (1 - beta) p_S + beta p_T, beta KL(T||m) + (1 - beta) KL(S||m)  (Agarwal et al. 2024, Eq. 1).
+    entry_clip: in nats, clips each vocabulary entry's term before the sum: clip_mode "opsd" from above, as OPSD's
+        code does, "official" to [0, entry_clip], as ReNIO's released code does. None: no clip.
+    Returns (B, T) in nats, differentiable in both logits. Raises ValueError for other shapes or arguments.
+    `fused_divergence`, with which training goes, has the same values and gradients without the logits.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise ValueError(f"logits of different shapes: {tuple(student_logits.shape)}, {tuple(teacher_logits.shape)}")
+    check_divergence(beta, temperature, entry_clip, clip_mode)
+    log_s = (student_logits / temperature).log_softmax(-1)  # (B, T, V)
+    log_t = (teacher_logits / temperature).log_softmax(-1)  # (B, T, V)
+    if beta == 0:
+        terms = log_t.exp() * (log_t - log_s)
+    elif beta == 1:
+        terms = log_s.exp() * (log_s - log_t)
+    else:
+        log_m = torch.logaddexp(log_s + math.log(1 - beta), log_t + math.log(beta))
+        terms = beta * log_t.exp() * (log_t - log_m) + (1 - beta) * log_s.exp() * (log_s - log_m)
+    if entry_clip is not None:
+        terms = terms.clamp(min=0.0 if clip_mode == "official" else None, max=entry_clip)
+    return terms.sum(-1)  # (B, T)
+
+
+def check_divergence(beta, temperature, entry_clip, clip_mode):
+    """Raise ValueError for arguments that make no divergence."""
+    if not 0 <= beta <= 1 or not temperature > 0:
+        raise ValueError(f"need beta in [0, 1] and temperature above 0, got {beta} and {temperature}")
+    if clip_mode not in ("none", "opsd", "official"):
+        raise ValueError(f"clip_mode {clip_mode!r}: known are none, opsd, official")
+    if entry_clip is not None and clip_mode == "none":
+        raise ValueError("entry_clip without a clip_mode (opsd or official)")
+
+
+def token_logprobs(logits, tokens, temperature):
+    """Log-probabilities (B, T) of the tokens (B, T) under logits (B, T, V) at the temperature, in float32 or finer."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    return logits.gather(-1, tokens[..., None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prompts and models: what student and teacher are asked, and their hidden states on the completions.
+
+PROMPTS = {  # task -> what the student sees, what the teacher of self-distillation sees; our own wording of the paper's
+    "math": (
+        "{problem}\n\nReason step by step and put the final answer in \\boxed{{}}.",
+        "{problem}\n\nA correct reference solution follows.\n--- reference begins ---\n{solution}\n"
+        "--- reference ends ---\n\nStudy the reference until you understand why it works. Then solve the problem "
+        "afresh, in your own words and without quoting it. Reason step by step and put the final answer in \\boxed{{}}."),
+    "code": (
+        "{problem}\n\nReason step by step and end with the complete program in one ```python block.",
+        "{problem}\n\nA correct reference program follows.\n--- reference begins ---\n{solution}\n"
+        "--- reference ends ---\n\nStudy the reference until you understand why it works. Then solve the task afresh, "
+        "in your own words and without quoting it. Reason step by step and end with the complete program in one "
+        "```python block."),
+    "arith": ("{problem}", "{problem} reference {solution} again"),
+}
 
 
 class UserError(Exception):
     """A mistake in flags, files or data, told to the user in one line without a traceback."""
+
+
+def prompt_ids(tokenizer, task, row, thinking, privileged=False):
+    """Token ids of the chat prompt for `row`, ending where the assistant's answer begins.
+
+    privileged: the prompt also holds row["solution"], as that of the teacher in self-distillation (OPSD) does.
+    Raises UserError where the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruct model")
+    text = PROMPTS[task][privileged].format(**row)
+    return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
+                                         enable_thinking=thinking, tokenize=True, return_dict=False)
+
+
+@dataclass
+class Example:
+    """A row of the data set with both sides' prompt ids; for sft and grpo, `student_prompt` is the only prompt."""
+
+    row: dict
+    student_prompt: list
+    teacher_prompt: list | None = None
+
+
+class Rollout(NamedTuple):
+    """A completion for an example: sampled from the student, or for sft its solution."""
+
+    example: Example
+    completion: list  # token ids, the end included
+    truncated: bool = False  # cut before its end
+    right: bool | None = None  # verdict; None where there is no answer to grade
+
+
+class Teacher:
+    """What the teacher says of the student's completions, never with a gradient.
+
+    opd: another model. opsd: the student as it starts, which with LoRA is the student without its adapter.
+    """
+
+    def __init__(self, config, student, tokenizer, devices):
+        self.model, self.tokenizer, self.as_teacher = student, tokenizer, contextlib.nullcontext
+        if config.method == "opsd" and config.lora_r:
+            self.as_teacher = student.disable_adapter
+            return
+        if config.method == "opd":
+            self.tokenizer = load_tokenizer(config.teacher)
+            check_same_vocabulary(tokenizer, self.tokenizer)
+            self.model = load_model(config.teacher, config.dtype, devices.device)
+        else:
+            self.model = load_first_model(config, tokenizer, devices.device)
+        self.model.requires_grad_(False)
+        if config.fsdp:
+            devices.shard(self.model)
+
+    @torch.no_grad()
+    def hidden(self, prompts, completions):
+        """Hidden states (N, D') at the positions that predict the completions' tokens, and the head for them."""
+        with self.as_teacher():
+            return completion_hidden(self.model, prompts, completions)[0], Head.of(self.model)
+
+
+class Head(NamedTuple):
+    """The output layer of a language model: logits = hidden @ weight.T + bias."""
+
+    weight: torch.Tensor  # (V, D)
+    bias: torch.Tensor | None = None  # (V,)
+
+    @classmethod
+    def of(cls, model):
+        """The head of a model. Raises UserError for one that does more than multiply and add."""
+        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier"):
+            if getattr(model.config, name, None) not in (None, 1, 1.0):
+                raise UserError(f"{model.config.model_type} changes its logits after the head ({name}), which neither "
+                                "loss nor sampling does here; use another model, or score this one with --engine vllm")
+        layer = model.get_output_embeddings()
+        if type(layer) is not torch.nn.Linear:
+            raise UserError(f"the head is a {type(layer).__name__}, not a plain linear layer; use another model")
+        return cls(layer.weight, layer.bias)
+
+
+def completion_hidden(model, prompts, completions):
+    """Hidden states (N, D) at the positions that predict the completions' tokens, row after row, and the tokens (N,).
+
+    Prompts are padded on the left and completions on the right, with position ids from the mask, as in `sample`. Only
+    these N positions go on to the head, whose output for the prompts and the padding nobody needs.
+    """
+    device = next(model.parameters()).device
+    prompt, prompt_mask = pad(prompts, "left", device=device)  # (B, P)
+    completion, completion_mask = pad(completions, "right", device=device)  # (B, T)
+    mask = torch.cat([prompt_mask, completion_mask], 1)
+    hidden = decoder_of(model)(input_ids=torch.cat([prompt, completion], 1), attention_mask=mask, use_cache=False,
+                               position_ids=positions_of(mask)).last_hidden_state  # (B, P+T, D)
+    predicting = hidden[:, prompt.shape[1] - 1 : -1]  # (B, T, D), position t - 1 predicts token t
+    return predicting[completion_mask], completion[completion_mask]
+
+
+def decoder_of(model):
+    """The model without its head."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).get_decoder()  # peft adapts in place
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rollouts.
+
+
+def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
+    """Sample a completion (token ids, the first eos included and last) for each prompt (token ids).
+
+    temperature 0 is greedy. Prompts are padded on the left with position ids from the mask. Rows that are done are
+    dropped once they are half of the batch, so that few long answers do not pay for many short ones. The same seed
+    gives the same completions. Raises UserError for a model whose head does more than multiply and add.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    ids, mask = pad(prompts, "left", device=device)  # (B, P)
+    completions = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # which completion each row of the batch writes
+    done = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    ends = torch.tensor(eos_ids, device=device)
+    positions, cache, head = positions_of(mask), None, Head.of(model)
+    with merged_adapter(model), torch.inference_mode():
+        for _ in range(max_new_tokens):
+            out = decoder_of(model)(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                                    use_cache=True)
+            cache = out.past_key_values
+            logits = last_logits(head, out.last_hidden_state[:, -1]).float()  # (B, V)
+            if temperature == 0:
+                tokens = logits.argmax(-1)
+            else:
+                tokens = draw_tokens(filter_logits(logits / temperature, top_p, top_k).softmax(-1), generator)
+            for row, token, over in zip(rows, tokens.tolist(), done.tolist(), strict=True):
+                if not over:
+                    completions[row].append(token)
+            done = done | torch.isin(tokens, ends)
+            left = int((~done).sum())
+            if left == 0:
+                break
+            if left <= len(rows) // 2:
+                keep = (~done).nonzero().squeeze(1)
+                cache.batch_select_indices(keep)
+                tokens, mask, positions, done = tokens[keep], mask[keep], positions[keep], done[keep]
+                rows = [rows[i] for i in keep.tolist()]
+            ids = tokens[:, None]
+            positions = positions[:, -1:] + 1
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+    return completions
+
+
+def last_logits(head, hidden):
+    """Logits (B, V) of hidden states (B, D).
+
+    As weight @ hidden.T: where few rows meet a large vocabulary, MKL takes up to five times as long for the other order
+    on a CPU (4 rows, V 151,936: 36 against 7 ms with 256 columns, 110 against 41 ms with 1,024).
+    """
+    logits = (head.weight @ hidden.T).T.contiguous()
+    return logits if head.bias is None else logits + head.bias
+
+
+def filter_logits(logits, top_p=1.0, top_k=0):
+    """Set all logits (B, V) to -inf but the top_k largest and, of these, the fewest that hold top_p of the mass."""
+    if top_k and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    if top_p < 1.0:
+        ordered, order = logits.sort(descending=True)
+        mass = ordered.softmax(-1)
+        beyond = mass.cumsum(-1) - mass >= top_p  # the mass before a token already suffices
+        logits = logits.masked_fill(beyond.scatter(1, order, beyond), float("-inf"))
+    return logits
+
+
+def draw_tokens(probs, generator):
+    """A token (B,) from each row of probabilities (B, V), which need not add up to 1: inverse transform sampling.
+
+    One uniform number a row; an exponential one for each token, as torch.multinomial takes, costs forty times as much
+    over a large vocabulary. In float64, so that a token without probability never comes out.
+    """
+    mass = probs.cumsum(-1, dtype=torch.float64)
+    uniform = torch.rand(len(probs), 1, dtype=torch.float64, device=probs.device, generator=generator)
+    return torch.searchsorted(mass, uniform * mass[:, -1:], right=True).squeeze(1)
+
+
+def draw_rollouts(sampler, examples, step, config, devices):
+    """This rank's rollouts of update `step`, sampled from the student, and no more metrics.
+
+    sampler: a RolloutSampler. filter_experiments.py draws otherwise, with a look at the answers.
+    """
+    repeats = config.generations if config.method == "grpo" else 1
+    problems = config.batch_size // repeats
+    mine = devices.part_of(examples[step * problems : (step + 1) * problems])
+    return sampler([example for example in mine for _ in range(repeats)], rollout_seed(config, step, devices.rank)), {}
+
+
+def rollout_seed(config, step, rank):
+    return (config.seed * 100_000 + step) * 1_000 + rank
+
+
+def draw_solutions(tokenizer, examples, step, config, devices):
+    """This rank's examples of update `step` with their solutions, cut at prefix_tokens: what --method sft trains on."""
+    mine = devices.part_of(examples[step * config.batch_size : (step + 1) * config.batch_size])
+    texts = [example.row.get("demonstration") or example.row["solution"] for example in mine]
+    solutions = [ids + [tokenizer.eos_token_id] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    return [Rollout(example, ids[: config.prefix_tokens]) for example, ids in zip(mine, solutions, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One update.
+
+
+def distillation_step(student, teacher, rollouts, config, devices, watch, seed=0):
+    """Gradients of the weighted divergence of the rollouts, what they are to be divided by, and a record a rollout.
+
+    Eq. 8 scales the whole batch by one number. So the sums of w_i grad D_i and of w_i are collected over micro-batches
+    and devices, and `update` divides once: Eq. 9 holds however the batch is split. A token's weight counts in the
+    divisor as its sample's mean. seed: of the permutation of renio_shuffled.
+    """
+    weigh, normalized = weighting(config)
+    if config.weighting == "renio_shuffled":
+        weigh = shuffled_weighting(student, teacher, rollouts, config, devices, watch, seed)
+    total, records = torch.zeros((), device=devices.device), []
+    for micro_batch in micro_batches(rollouts, config):
+        tokens = token_columns(student, teacher, micro_batch, config, watch)  # d of Eq. 2, log p of Eq. 4, (b, T) each
+        weights = weigh(tokens, config)  # w, Eq. 4-7, (b, T) or (b, 1)
+        lengths = tokens.mask.sum(1)  # (b,)
+        losses = (weights * tokens.divergence).sum(1)  # w D, (b,), D of Eq. 2
+        if config.token_reduction == "mean":
+            losses = losses / lengths
+        losses.sum().backward()  # the sum of Eq. 9, which `update` divides by `total`
+        mean_weights = (weights * tokens.mask).sum(1) / lengths  # (b,)
+        total += mean_weights.sum() if normalized else len(micro_batch)  # B times the mean of Eq. 8, or B
+        watch.lap("student")
+        records += distillation_records(micro_batch, tokens, losses, mean_weights, config)
+    return total, records
+
+
+def micro_batches(rollouts, config):
+    return [rollouts[i : i + config.micro_batch_size] for i in range(0, len(rollouts), config.micro_batch_size)]
+
+
+def rollout_hidden(student, rollouts):
+    """completion_hidden of the student."""
+    return completion_hidden(student, [r.example.student_prompt for r in rollouts], [r.completion for r in rollouts])
+
+
+def token_columns(student, teacher, rollouts, config, watch):
+    """The TokenColumns of a micro-batch: a forward pass of the teacher, one of the student, both heads fused."""
+    completions = [rollout.completion for rollout in rollouts]
+    teacher_hidden, teacher_head = teacher.hidden([rollout.example.teacher_prompt for rollout in rollouts], completions)
+    watch.lap("teacher")
+    hidden, tokens = rollout_hidden(student, rollouts)
+    columns = fused_divergence(hidden, teacher_hidden, Head.of(student), teacher_head, tokens, config.beta,
+                               config.temperature, config.entry_clip, "official" if config.entry_clip else "none")
+    return TokenColumns(*rows_of(completions, *columns), length_mask(completions, tokens.device),
+                        [rollout.right for rollout in rollouts])
+
+
+def length_mask(completions, device):
+    lengths = torch.tensor([len(completion) for completion in completions], device=device)  # (b,)
+    return torch.arange(lengths.max(), device=device) < lengths[:, None]  # (b, T)
+
+
+def rows_of(completions, *columns):
+    """Columns (N,) of all the completions' tokens as rows (b, T), zero behind each end."""
+    mask = length_mask(completions, columns[0].device)
+    return [torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in columns]
+
+
+def shuffled_weighting(student, teacher, rollouts, config, devices, watch, seed):
+    """A control: a weighting that gives ReNIO's weights of the whole batch to other samples of it than their own.
+
+    It needs all of them before the first gradient, hence a pass of its own.
+    """
+    with torch.no_grad():
+        own = [weight for micro_batch in micro_batches(rollouts, config) for weight in
+               renio_weights(token_columns(student, teacher, micro_batch, config, watch), config).flatten().tolist()]
+    weights = devices.gather(own)
+    random.Random(seed).shuffle(weights)
+    mine = iter(weights[devices.rank * len(own) :])
+    return lambda tokens, config: tokens.divergence.new_tensor([next(mine) for _ in tokens.mask])[:, None]
+
+
+def sft_step(student, rollouts, config, devices, watch):
+    """Gradients of the cross-entropy of the solutions, summed over tokens; their number of tokens; a record each."""
+    total, records = torch.zeros((), device=devices.device), []
+    for micro_batch in micro_batches(rollouts, config):
+        completions = [rollout.completion for rollout in micro_batch]
+        hidden, tokens = rollout_hidden(student, micro_batch)
+        losses = -token_logprobs(linear(hidden, *Head.of(student)), tokens, 1.0)  # (N,)
+        losses.sum().backward()
+        total += len(tokens)
+        [rows] = rows_of(completions, losses)  # (b, T)
+        records += rollout_records(micro_batch, loss=rows.sum(1))
+    watch.lap("student")
+    return total, records
+
+
+def grpo_step(student, rollouts, old_logprobs, config, devices, watch):
+    """Gradients of GRPO's loss (Shao et al. 2024, without its KL term), what to divide them by, and a record a rollout.
+
+    Rollouts of one prompt stand together, config.generations of them. The reward is 1 for a right answer, else 0.
+    old_logprobs: of the completions under the weights that sampled them, a tensor a micro-batch; empty for the first of
+    the updates on these rollouts, which fills it.
+    """
+    advantages = grpo_advantages([float(rollout.right is True) for rollout in rollouts], config.generations).tolist()
+    records = []
+    for i, micro_batch in enumerate(micro_batches(rollouts, config)):
+        completions = [rollout.completion for rollout in micro_batch]
+        hidden, tokens = rollout_hidden(student, micro_batch)
+        [logprobs] = rows_of(completions, head_logprobs(hidden, Head.of(student), tokens, config.temperature))  # (b, T)
+        mask = length_mask(completions, tokens.device)
+        if i == len(old_logprobs):
+            old_logprobs.append(logprobs.detach())
+        advantage = logprobs.new_tensor(advantages[len(records) :][: len(micro_batch)])  # (b,)
+        objective = clipped_objective(logprobs, old_logprobs[i], advantage, config.ratio_clip) * mask  # (b, T)
+        losses = -objective.sum(1) / (mask.sum(1) if config.token_reduction == "mean" else 1)  # (b,)
+        losses.sum().backward()
+        clipped = ((((logprobs.detach() - old_logprobs[i]).exp() - 1).abs() > config.ratio_clip) & mask).sum(1)
+        records += rollout_records(micro_batch, loss=losses, advantage=advantage, clipped=clipped)
+    watch.lap("student")
+    return torch.tensor(float(len(rollouts)), device=devices.device), records
+
+
+def grpo_advantages(rewards, generations):
+    """Each reward (N,) less the mean of its group, in standard deviations of the group (Shao et al. 2024).
+
+    Rollouts of one prompt stand together, `generations` of them. A group with equal rewards has advantages of 0.
+    """
+    groups = torch.tensor(rewards, dtype=torch.float32).view(-1, generations)
+    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+
+
+def clipped_objective(logprobs, old_logprobs, advantages, clip):
+    """What GRPO maximizes on each token (B, T): the smaller of ratio x advantage with the ratio free and clipped.
+
+    logprobs, old_logprobs: (B, T), under the present weights and under those that sampled. advantages: (B,).
+    """
+    ratio = (logprobs - old_logprobs).exp()
+    advantages = advantages[:, None]
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+
+
+def update(optimizer, trained, total, config, devices):
+    """Sum the gradients over the devices, divide them by the sum of `total`, clip them and descend; returns their norm.
+
+    Where it is not finite nothing changes.
+    """
+    gradients = [p.grad for p in trained]
+    devices.sum([*gradients, total])
+    for gradient in gradients:
+        local_part(gradient).div_(total)  # Eq. 8 and 9: sum of w grad D / sum of w
+    grad_norm = devices.norm(gradients)
+    if 0 < config.max_grad_norm < grad_norm:
+        for gradient in gradients:
+            local_part(gradient).mul_(config.max_grad_norm / grad_norm)
+    if torch.isfinite(grad_norm):
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return grad_norm
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop.
+
+
+def train(config, devices, draw=draw_rollouts, draws=1):
+    """Train by config.method; afterwards output_dir holds metrics.jsonl, the checkpoints and final/.
+
+    draw: gives the rollouts of a step and metrics of its own, as draw_rollouts does, from `draws` times as many
+        examples as an update needs.
+    """
+    check_split(config, devices)
+    output_dir = Path(config.output_dir)
+    with only_run_in(output_dir, devices), StopSignal() as stop:
+        start = open_output(config, devices)  # a checkpoint to go on from, or None
+        student, tokenizer = load_student(config, devices.device, start)
+        if config.fsdp:
+            devices.shard(student)
+        teacher = Teacher(config, student, tokenizer, devices) if config.method in ("opd", "opsd") else None
+        optimizer = make_optimizer(student, config)
+        first, nonfinite_in_row = restore(start, student, optimizer, devices)
+        examples, too_long = load_examples(config, tokenizer, teacher and teacher.tokenizer,
+                                           draws * config.max_steps * config.batch_size)
+        sampler = RolloutSampler(config, student, tokenizer, examples, devices)
+        log = RunLog(config, devices, first)
+        log.announce(student, teacher, tokenizer, examples, too_long)
+        for step in log.progress_bar:
+            # rollouts
+            watch = Stopwatch(devices.device)
+            student.train()  # gradient checkpointing asks for it; the models have no dropout
+            if config.method == "sft":
+                rollouts, drawn = draw_solutions(tokenizer, examples, step, config, devices), {}
+            else:
+                with sampler.of_present_student(watch):
+                    rollouts, drawn = draw(sampler, examples, step, config, devices)
+            # gradients and update; in GRPO several on the same rollouts
+            set_learning_rate(optimizer, step, config)
+            old_logprobs = []
+            for _ in range(config.iterations if config.method == "grpo" else 1):
+                if config.method == "sft":
+                    total, records = sft_step(student, rollouts, config, devices, watch)
+                elif config.method == "grpo":
+                    total, records = grpo_step(student, rollouts, old_logprobs, config, devices, watch)
+                else:
+                    total, records = distillation_step(student, teacher, rollouts, config, devices, watch,
+                                                       seed=rollout_seed(config, step, 0))
+                grad_norm = update(optimizer, trained_parameters(student), total, config, devices)
+                watch.lap("optimizer")
+                if not torch.isfinite(grad_norm):
+                    break
+            nonfinite_in_row = 0 if torch.isfinite(grad_norm) else nonfinite_in_row + 1
+            # log
+            log.write(step, devices.gather(records), total, grad_norm, drawn, watch)
+            if nonfinite_in_row == 3:
+                give_up(output_dir, step, rollouts, devices)
+            # checkpoint
+            stopped = any(devices.gather([stop.name is not None]))
+            if stopped or config.save_steps and (step + 1) % config.save_steps == 0:
+                save_checkpoint(output_dir, step + 1, student, tokenizer, optimizer, nonfinite_in_row, devices)
+                if config.save_steps and not stopped:
+                    prune_checkpoints(output_dir, config, devices)
+            if stopped and step + 1 < config.max_steps:
+                raise UserError(f"stopped after step {step + 1} of {config.max_steps}; the same command with --resume "
+                                "goes on")
+        save(output_dir / "final", student, tokenizer, devices)
+        log.say(f"wrote {output_dir / 'final'}")
+
+
+def trained_parameters(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def make_optimizer(student, config):
+    """AdamW without weight decay over what trains."""
+    trained = trained_parameters(student)
+    groups = [[p for p in trained if isinstance(p, DTensor) == sharded] for sharded in (False, True)]  # never mixed
+    return torch.optim.AdamW([dict(params=group) for group in groups if group], lr=config.learning_rate,
+                             weight_decay=0.0, fused=True)
+
+
+def set_learning_rate(optimizer, step, config):
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+
+
+def learning_rate(config, step):
+    """Of update `step` (from 0): linear warm-up, then constant, or linear to 0 at schedule_steps."""
+    scale = min(1.0, (step + 1) / (config.warmup_steps or 1))
+    if config.schedule_steps:
+        scale *= 1 - step / config.schedule_steps
+    return config.learning_rate * scale
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Below: what real runs need besides the method.
+# ---------------------------------------------------------------------------------------------------------------------
+# The fused divergence, and the log-probabilities of GRPO: heads without full logits.
+
+CHUNK = 64  # rows of logits held at a time: large enough for the matrix products, small beside the activations
+
+
+class TokenDivergence(NamedTuple):
+    """What `fused_divergence` says of each token, (N,) each, in nats; only the divergence is differentiable."""
+
+    divergence: torch.Tensor
+    student_logprob: torch.Tensor
+    teacher_logprob: torch.Tensor
+    teacher_entropy: torch.Tensor
+
+
+class DivergenceSettings(NamedTuple):
+    """Arguments of `token_divergence`, and how many rows of logits are held at a time."""
+
+    beta: float
+    temperature: float
+    entry_clip: float | None
+    clip_mode: str
+    chunk: int
+
+
+def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head, tokens, beta=0.0, temperature=1.0,
+                     entry_clip=None, clip_mode="none", chunk=CHUNK):
+    """`token_divergence` of the models' last hidden states, without ever holding more than chunk x V logits.
+
+    student_hidden: (N, D), teacher_hidden: (N, D'), at the positions that predict `tokens`, (N,).
+    student_head: weight (V, D), or a pair (a Head) of it and a bias (V,) or None. teacher_head: likewise, (V', D'); a
+        vocabulary padded beyond the other's is cut to it.
+    beta, temperature, entry_clip, clip_mode: as in `token_divergence`, of which this has the values and gradients.
+    chunk: rows whose logits are held at a time.
+    Returns a TokenDivergence, differentiable in student_hidden and the student's head. Raises ValueError for arguments
+    that `token_divergence` refuses.
+
+    Divergences meet only a linear weighting afterwards, so their gradient with respect to a row's hidden state can be
+    taken as soon as its chunk is there; backward multiplies it by the upstream factor of its token. Only a head that
+    trains costs a second pass over the chunks, since its gradient mixes rows whose factors are not known before.
+    """
+    check_divergence(beta, temperature, entry_clip, clip_mode)
+    student_head, teacher_head = (Head(head) if isinstance(head, torch.Tensor) else Head(*head)
+                                  for head in (student_head, teacher_head))
+    width = min(len(student_head.weight), len(teacher_head.weight))
+    student_head, teacher_head = (Head(*(None if x is None else x[:width] for x in head))
+                                  for head in (student_head, teacher_head))
+    return TokenDivergence(*FusedDivergence.apply(student_hidden, *student_head, (teacher_hidden, teacher_head), tokens,
+                                                  DivergenceSettings(beta, temperature, entry_clip, clip_mode, chunk)))
+
+
+class FusedDivergence(torch.autograd.Function):
+    """See `fused_divergence`."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, teacher, tokens, settings):
+        columns = hidden.new_empty(4, len(tokens), dtype=logit_dtype(hidden))
+        gradient = torch.empty_like(hidden)  # of each row's divergence with respect to its hidden state
+        for rows, column, logit_gradient in divergence_chunks((hidden, Head(weight, bias)), teacher, tokens, settings):
+            columns[:, rows] = torch.stack(column)
+            torch.mm(logit_gradient.to(weight.dtype), weight, out=gradient[rows])
+        ctx.save_for_backward(hidden, weight, bias, tokens, gradient)
+        ctx.teacher, ctx.settings = teacher, settings
+        divergence, *others = columns.unbind()
+        ctx.mark_non_differentiable(*others)
+        return divergence.clone(), *others
+
+    @staticmethod
+    def backward(ctx, upstream, *_):
+        hidden, weight, bias, tokens, gradient = ctx.saved_tensors
+        _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        weight_gradient = torch.zeros_like(weight) if needs_weight else None
+        bias_gradient = torch.zeros_like(bias) if needs_bias else None
+        if needs_weight or needs_bias:
+            student = hidden, Head(weight, bias)
+            for rows, _, logit_gradient in divergence_chunks(student, ctx.teacher, tokens, ctx.settings):
+                logit_gradient = logit_gradient.mul_(upstream[rows, None]).to(weight.dtype)
+                if needs_weight:
+                    weight_gradient.addmm_(logit_gradient.T, hidden[rows])
+                if needs_bias:
+                    bias_gradient += logit_gradient.sum(0)
+        return gradient * upstream[:, None].to(gradient.dtype), weight_gradient, bias_gradient, None, None, None
+
+
+def logit_dtype(hidden):
+    return torch.promote_types(hidden.dtype, torch.float32)
+
+
+def divergence_chunks(student, teacher, tokens, settings):
+    """For each chunk of rows: the slice, the columns of a TokenDivergence, and the gradient of the rows' divergence
+    with respect to the student's logits (n, V), in a buffer that the next chunk overwrites.
+
+    student, teacher: pairs of hidden states (N, D) and Head. settings: DivergenceSettings.
+    """
+    (student_hidden, student_head), (teacher_hidden, teacher_head) = student, teacher
+    n, chunk, temperature = len(tokens), settings.chunk, settings.temperature
+    buffers = student_hidden.new_empty(3, min(chunk, n), len(student_head.weight), dtype=logit_dtype(student_hidden))
+    for start in range(0, n, chunk):
+        rows = slice(start, min(start + chunk, n))
+        s, t, p = buffers[:, : rows.stop - start]
+        write_logits(student_hidden[rows], student_head, temperature, s)
+        write_logits(teacher_hidden[rows], teacher_head, temperature, t)
+        if settings.beta == 0 and settings.entry_clip is None:
+            column = forward_kl(s, t, p, tokens[rows])
+            gradient = s
+        else:
+            with torch.enable_grad():
+                leaf = s.detach().requires_grad_()
+                divergence = token_divergence(leaf[None], t[None], settings.beta, 1.0, settings.entry_clip,
+                                              settings.clip_mode)[0]
+                [gradient] = torch.autograd.grad(divergence.sum(), leaf)
+            column = divergence.detach(), token_logprobs(s, tokens[rows], 1.0), *teacher_columns(t, p, tokens[rows])
+        yield rows, column, gradient.div_(temperature)
+
+
+def write_logits(hidden, head, temperature, out):
+    """Write the logits of hidden states (n, D), divided by the temperature, to `out` (n, V)."""
+    if head.weight.dtype == out.dtype:
+        torch.mm(hidden, head.weight.T, out=out)
+    else:
+        out.copy_(hidden @ head.weight.T)
+    if head.bias is not None:
+        out += head.bias
+    if temperature != 1:
+        out /= temperature
+
+
+def forward_kl(s, t, p, tokens):
+    """Columns of a TokenDivergence for forward KL, all work in place on (n, V) buffers.
+
+    s, t: logits of student and teacher; afterwards s holds p_S - p_T, the gradient with respect to the former.
+    """
+    teacher_logprob, entropy = teacher_columns(t, p, tokens)  # p is p_T from here on, t free
+    s -= s.amax(1, keepdim=True)
+    cross = torch.mul(p, s, out=t).sum(1)
+    student_logprob = s.gather(1, tokens[:, None]).squeeze(1)
+    normalizer = s.exp_().sum(1)
+    log_normalizer = normalizer.log()
+    torch.addcdiv(p.neg_(), s, normalizer[:, None], out=s)
+    return log_normalizer - cross - entropy, student_logprob - log_normalizer, teacher_logprob, entropy
+
+
+def teacher_columns(t, p, tokens):
+    """Log-probability of the tokens and entropy, (n,) each, under logits t (n, V), which are overwritten; p holds the
+    probabilities afterwards."""
+    t -= t.amax(1, keepdim=True)
+    torch.exp(t, out=p)
+    normalizer = p.sum(1)
+    log_normalizer = normalizer.log()
+    p /= normalizer[:, None]
+    logprob = t.gather(1, tokens[:, None]).squeeze(1) - log_normalizer
+    return logprob, log_normalizer - t.mul_(p).sum(1)
+
+
+def head_logprobs(hidden, head, tokens, temperature):
+    """Log-probabilities (N,) of the tokens (N,) from hidden states (N, D), never holding more than CHUNK x V logits."""
+    def chunk_logprobs(hidden, tokens):
+        return token_logprobs(linear(hidden, *head), tokens, temperature)
+
+    return torch.cat([checkpoint(chunk_logprobs, *rows, use_reentrant=False)
+                      for rows in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data.
+
+
+def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
+    """The `needed` examples of the whole run in order, and how many problems were skipped for their length.
+
+    The data set is shuffled by seed, once an epoch. Only as many rows are rendered as the run needs.
+    """
+    rng = random.Random(config.seed)
+    rows = read_rows(config, rng, needed)
+    examples, too_long = [], 0
+    while len(examples) < needed:
+        before = len(examples)
+        rng.shuffle(rows)
+        for row in rows:
+            if len(examples) == needed:
+                break
+            thinking, privileged = config.student_thinking, row.get("privileged", False)
+            if config.method == "sft" and config.task == "arith":
+                thinking = rng.random() < 0.5  # a micro model has to know both openings of its template
+            example = Example(row, prompt_ids(student_tokenizer, config.task, row, thinking, privileged))
+            if teacher_tokenizer:
+                example.teacher_prompt = prompt_ids(teacher_tokenizer, config.task, row, config.teacher_thinking,
+                                                    privileged=config.method == "opsd")
+            if max(len(example.student_prompt), len(example.teacher_prompt or ())) > config.max_prompt_tokens:
+                too_long += 1
+            else:
+                examples.append(example)
+        if len(examples) == before:
+            raise UserError(f"--dataset {config.dataset}: every prompt is longer than --max_prompt_tokens "
+                            f"{config.max_prompt_tokens}")
+    return examples, too_long
+
+
+def read_rows(config, rng, needed):
+    """The rows of --dataset; for sft, `privileged` says of each whether its prompt holds the solution."""
+    if config.dataset not in ("arith", "arith-gaps"):
+        rows = read_problems(config.dataset, need_solution=config.method in ("sft", "opsd"), task=config.task)
+        for row in rows:
+            row["privileged"] = rng.random() < config.privileged_share
+        return rows
+    rows = arith_rows(needed, config.seed, gaps=config.dataset == "arith-gaps")
+    if config.privileged_share:  # invented results teach to read the reference instead of remembering it
+        invented = arith_rows(needed, config.seed + 10**6, invented=True)
+        rows = [dict(other, privileged=True) if rng.random() < config.privileged_share else row
+                for row, other in zip(rows, invented, strict=True)]
+    return rows
+
+
+def read_problems(source, split="train", need_solution=False, task="math"):
+    """Rows of problem, solution and answer (None where unknown) from a file or the hub.
+
+    Columns: problem (or question, prompt), solution (or deepseek_solution), answer (or Answer). Where there is no
+    answer column, the answer is what follows GSM8K's `####` or stands in the last box of the solution; GSM8K keeps its
+    solution in `answer`. Where there is a column domain, as OpenThoughts-114k has one, only the task's rows are taken.
+    Raises UserError for an empty set, a missing column or a row without text in it.
+    """
+    rows = []
+    for number, raw in enumerate(read_table(source, split), start=1):
+        if not isinstance(raw, dict):
+            raise UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
+        if raw.get("domain") not in (None, task):
+            continue
+        problem = next((raw[c] for c in ("problem", "question", "prompt") if c in raw), None)
+        answer = next((raw[c] for c in ("answer", "Answer") if raw.get(c) is not None), None)
+        solution = next((raw[c] for c in ("solution", "deepseek_solution") if raw.get(c) is not None), None)
+        if solution is None and isinstance(answer, str) and "####" in answer:
+            solution, answer = answer, None
+        if isinstance(solution, str) and answer is None:
+            answer = solution.rpartition("####")[2].strip() if "####" in solution else extract_boxed(solution)
+        for name, value in (("problem (or question, prompt)", problem), ("solution", solution)):
+            needed = need_solution or value is not None or not name.startswith("solution")
+            if needed and not (isinstance(value, str) and value.strip()):
+                raise UserError(f"{source}, row {number}: no text in a column {name}; its columns are "
+                                + ", ".join(raw))
+        rows.append(dict(problem=problem, solution=solution, answer=None if answer is None else str(answer)))
+    if not rows:
+        raise UserError(f"{source}: no rows")
+    return rows
+
+
+def read_table(source, split="train"):
+    """Rows (dicts) of a .json, .jsonl, .jsonl.gz or .parquet file, or of a set on the hub (name or name:config)."""
+    path = Path(source)
+    kind = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    if kind not in (".json", ".jsonl", ".jsonl.gz", ".parquet"):
+        import datasets
+
+        try:
+            return list(datasets.load_dataset(*source.split(":"), split=split))
+        except Exception as error:  # the hub's client raises many kinds; all of them mean the same to the user
+            raise UserError(f"{source} is neither a local .json, .jsonl, .jsonl.gz or .parquet file nor a data set "
+                            f"that the hub gives: {str(error).splitlines()[0]}") from None
+    if not path.exists():
+        raise UserError(f"{source}: no such file")
+    if kind == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    try:
+        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: not UTF-8 text at byte {error.start}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{source}: can't be read: {error}") from None
+    if kind == ".json":
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{source}, line {error.lineno}: not JSON ({error.msg})") from None
+        if not isinstance(rows, list):
+            raise UserError(f"{source}: a .json data set is one list of rows")
+        return rows
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{source}, line {number}: not JSON ({error.msg})") from None
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -270,8 +1133,6 @@ class UserError(Exception):
 STEP_NAMES = "abcdefghij"
 OPERATIONS = [f"{sign}{digit}" for sign in "+-*" for digit in range(1, 10)]
 STEPS = (4, 6)  # fewest and most operations of a problem
-
-
 def apply_operation(value, operation):
     """One step: apply_operation(3, "+8") is 1, since results are taken modulo 10."""
     digit = int(operation[1:])
@@ -344,126 +1205,20 @@ def arith_tokenizer():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Prompts and data. Prompts are our own wording of the paper's.
-
-PROMPTS = {  # task -> what the student sees, what the teacher of self-distillation sees
-    "math": (
-        "{problem}\n\nReason step by step and put the final answer in \\boxed{{}}.",
-        "{problem}\n\nA correct reference solution follows.\n--- reference begins ---\n{solution}\n--- reference ends ---"
-        "\n\nStudy the reference until you understand why it works. Then solve the problem afresh, in your own words and "
-        "without quoting it. Reason step by step and put the final answer in \\boxed{{}}."),
-    "code": (
-        "{problem}\n\nReason step by step and end with the complete program in one ```python block.",
-        "{problem}\n\nA correct reference program follows.\n--- reference begins ---\n{solution}\n--- reference ends ---"
-        "\n\nStudy the reference until you understand why it works. Then solve the task afresh, in your own words and "
-        "without quoting it. Reason step by step and end with the complete program in one ```python block."),
-    "arith": ("{problem}", "{problem} reference {solution} again"),
-}
+# The math grader: GRPO's reward, a diagnostic of the weights, and eval.py's.
 
 
-def prompt_ids(tokenizer, task, row, thinking, privileged=False):
-    """Token ids of the chat prompt for `row`, ending where the assistant's answer begins.
+def grade_rollout(tokenizer, completion, row, eos_ids):
+    """Whether a rollout's answer is right; None where it gives none or there is nothing to grade against.
 
-    privileged: the prompt also holds row["solution"], as that of the teacher in self-distillation (OPSD) does.
-    Raises UserError where the tokenizer has no chat template.
+    A diagnostic of the weights, which never see it.
     """
-    if not tokenizer.chat_template:
-        raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruct model")
-    text = PROMPTS[task][privileged].format(**row)
-    return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
-                                         enable_thinking=thinking, tokenize=True, return_dict=False)
+    text = tokenizer.decode(completion, skip_special_tokens=True)
+    if row["answer"] is None or (completion[-1] not in eos_ids and extract_boxed(text) is None):
+        return None
+    return grade_math(text, row["answer"])
 
 
-def load_tokenizer(name):
-    """The tokenizer of a model folder or hub name; pads with eos where it has no pad token."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer in {name}: {str(error).splitlines()[0]}") from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"the tokenizer of {name} has no eos token, so no answer could end")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def read_table(source, split="train"):
-    """Rows (dicts) of a .json, .jsonl, .jsonl.gz or .parquet file, or of a data set on the hub (name or name:config)."""
-    path = Path(source)
-    kind = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    if kind not in (".json", ".jsonl", ".jsonl.gz", ".parquet"):
-        import datasets
-
-        try:
-            return list(datasets.load_dataset(*source.split(":"), split=split))
-        except Exception as error:  # the hub's client raises many kinds; all of them mean the same to the user
-            raise UserError(f"{source} is neither a local .json, .jsonl, .jsonl.gz or .parquet file nor a data set that the hub "
-                            f"gives: {str(error).splitlines()[0]}") from None
-    if not path.exists():
-        raise UserError(f"{source}: no such file")
-    if kind == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pylist()
-    try:
-        text = (gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: not UTF-8 text at byte {error.start}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{source}: can't be read: {error}") from None
-    if kind == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{source}, line {error.lineno}: not JSON ({error.msg})") from None
-        if not isinstance(rows, list):
-            raise UserError(f"{source}: a .json data set is one list of rows")
-        return rows
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{source}, line {number}: not JSON ({error.msg})") from None
-    return rows
-
-
-def read_problems(source, split="train", need_solution=False, task="math"):
-    """Rows of problem, solution and answer (None where unknown) from a file or the hub.
-
-    Columns: problem (or question, prompt), solution (or deepseek_solution), answer (or Answer). Where there is no answer
-    column, the answer is what follows GSM8K's `####` or stands in the last box of the solution; GSM8K keeps its solution
-    in `answer`. Where there is a column domain, as OpenThoughts-114k has one, only rows of the task's are taken.
-    Raises UserError for an empty set, a missing column or a row without text in it.
-    """
-    rows = []
-    for number, raw in enumerate(read_table(source, split), start=1):
-        if not isinstance(raw, dict):
-            raise UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
-        if raw.get("domain") not in (None, task):
-            continue
-        problem = next((raw[c] for c in ("problem", "question", "prompt") if c in raw), None)
-        answer = next((raw[c] for c in ("answer", "Answer") if raw.get(c) is not None), None)
-        solution = next((raw[c] for c in ("solution", "deepseek_solution") if raw.get(c) is not None), None)
-        if solution is None and isinstance(answer, str) and "####" in answer:
-            solution, answer = answer, None
-        if isinstance(solution, str) and answer is None:
-            answer = solution.rpartition("####")[2].strip() if "####" in solution else extract_boxed(solution)
-        for name, value in (("problem (or question, prompt)", problem), ("solution", solution)):
-            needed = need_solution or value is not None or not name.startswith("solution")
-            if needed and not (isinstance(value, str) and value.strip()):
-                raise UserError(f"{source}, row {number}: no text in a column {name}; its columns are "
-                                + ", ".join(raw))
-        rows.append(dict(problem=problem, solution=solution, answer=None if answer is None else str(answer)))
-    if not rows:
-        raise UserError(f"{source}: no rows")
-    return rows
-
-
-# ---- math grader
 def extract_boxed(text):
     r"""What stands in the last complete \boxed{...} of the text, or None; braces inside may nest.
 
@@ -583,17 +1338,58 @@ def grade_worker():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Sampling.
+# Models: loading, padding, adapters.
+
+MICRO_MODELS = {"init:micro": (96, 3), "init:micro-teacher": (128, 3)}  # hidden size, layers
+
+
+def init_model(name, tokenizer, seed):
+    """A random model of the Qwen3 architecture for the arithmetic world: 0.37 M or 0.64 M weights."""
+    if name not in MICRO_MODELS:
+        raise UserError(f"--model {name}: known are {', '.join(MICRO_MODELS)}")
+    hidden_size, layers = MICRO_MODELS[name]
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=3 * hidden_size, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=hidden_size // 4, max_position_embeddings=512,
+        tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+
+
+def load_first_model(config, tokenizer, device):
+    """The student as it starts, without an adapter."""
+    if config.model.startswith("init:"):
+        return init_model(config.model, tokenizer, config.seed).to(device, getattr(torch, config.dtype))
+    return load_model(config.model, config.dtype, device)
+
+
+def load_student(config, device, start=None):
+    """The student and its tokenizer; from a checkpoint of ours where one is given. Only what trains needs gradients."""
+    tokenizer = arith_tokenizer() if config.model.startswith("init:") else load_tokenizer(config.model)
+    if start and not config.lora_r:
+        model = load_model(str(start), config.dtype, device)
+    else:
+        model = load_first_model(config, tokenizer, device)
+    if config.lora_r:
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        if start:
+            model = PeftModel.from_pretrained(model, start, is_trainable=True, use_safetensors=True)
+        else:
+            torch.manual_seed(config.seed)  # of the adapter's initial weights
+            model = get_peft_model(model, LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha,
+                                                     task_type="CAUSAL_LM", target_modules="all-linear"))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
+        model.enable_input_require_grads()
+    return model, tokenizer
+
 
 def load_model(name, dtype="float32", device="cpu", adapter=None):
     """A causal language model from a folder or the hub, with a peft adapter on it if one is given.
 
     Uses flash-attention where it is installed, which takes 16-bit weights on a GPU only, else torch's own attention.
+    Raises UserError where there is no model in safetensors.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import is_flash_attn_2_available
-
     flash = device.startswith("cuda") and dtype == "bfloat16" and is_flash_attn_2_available()
     try:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True,
@@ -607,16 +1403,23 @@ def load_model(name, dtype="float32", device="cpu", adapter=None):
     return model.to(device).eval()
 
 
-def end_ids(model, tokenizer):
-    """Every token id that ends an answer: the tokenizer's eos and those of the model's generation config."""
-    listed = model.generation_config.eos_token_id
-    return sorted({tokenizer.eos_token_id, *([listed] if isinstance(listed, int) else listed or [])})
+def load_tokenizer(name):
+    """The tokenizer of a model folder or hub name; pads with eos where it has no pad token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no tokenizer in {name}: {str(error).splitlines()[0]}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name} has no eos token, so no answer could end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
-def pad(rows, side, value=0, device="cpu"):
+def pad(rows, side, device="cpu"):
     """Ids (B, T) and mask (B, T) of lists of token ids, padded on the left or on the right."""
     width = max(map(len, rows))
-    ids = torch.full((len(rows), width), value, dtype=torch.long)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
         place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
@@ -625,104 +1428,88 @@ def pad(rows, side, value=0, device="cpu"):
     return ids.to(device), mask.to(device)
 
 
-def filter_logits(logits, top_p=1.0, top_k=0):
-    """Set all logits (B, V) to -inf but the top_k largest and, of these, the fewest that hold top_p of the mass."""
-    if top_k and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
-    if top_p < 1.0:
-        ordered, order = logits.sort(descending=True)
-        mass = ordered.softmax(-1)
-        beyond = mass.cumsum(-1) - mass >= top_p  # the mass before a token already suffices
-        logits = logits.masked_fill(beyond.scatter(1, order, beyond), float("-inf"))
-    return logits
+def positions_of(mask):
+    """Position ids (B, T) that count the tokens of each row, wherever its padding stands."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
 
 
 @contextlib.contextmanager
-def prepared_to_sample(model):
-    """Within it the model is in evaluation mode and decodes as fast as it can; afterwards it is as it was, to the bit.
+def merged_adapter(model):
+    """Within it the model is in evaluation mode, and a LoRA adapter is part of the weights that it adapts.
 
-    A LoRA adapter is merged into copies of its layers' weights, instead of three more products a layer and token. On
-    a CPU the head multiplies as weight @ hidden.T, since MKL takes up to four times as long for hidden @ weight.T
-    where few rows meet a large vocabulary.
+    That saves three products a layer and token (SmolLM2, rank 64: 6.4 instead of 9.7 s for 4 rollouts of 64 tokens).
+    Taking the adapter off again leaves rounding errors in the weights, so they are put back from copies.
     """
     was_training = model.training
     model.eval()
-    adapted = [module for module in model.modules() if hasattr(module, "merged_adapters")]  # peft's layers
-    own = [layer.get_base_layer().weight.data for layer in adapted]
-    if adapted:
-        model.merge_adapter(safe_merge=True)  # which leaves the tensors in `own` alone
-    head = model.get_output_embeddings()
-    if type(head) is torch.nn.Linear and head.weight.device.type == "cpu":
-        def few_rows(hidden):
-            rows = hidden.flatten(0, -2).T  # (D, B)
-            logits = head.weight @ rows if head.bias is None else torch.addmm(head.bias[:, None], head.weight, rows)
-            return logits.T.contiguous().view(*hidden.shape[:-1], -1)
-
-        head.forward = few_rows
-    try:
-        with torch.inference_mode():
+    if not hasattr(model, "merge_adapter"):
+        yield
+    else:
+        adapted = [module.get_base_layer().weight for module in model.modules() if hasattr(module, "lora_A")]
+        own = [weight.detach().clone() for weight in adapted]
+        model.merge_adapter()
+        try:
             yield
-    finally:
-        vars(head).pop("forward", None)
-        for layer, weight in zip(adapted, own):
-            layer.get_base_layer().weight.data = weight
-            layer.merged_adapters.clear()  # unmerging would subtract again and leave rounding errors behind
-        model.train(was_training)
+        finally:
+            model.unmerge_adapter()
+            for weight, copy in zip(adapted, own, strict=True):
+                weight.data.copy_(copy)
+    model.train(was_training)
 
 
-def draw_tokens(probs, generator):
-    """A token (B,) from each row of probabilities (B, V), which need not add up to 1: inverse transform sampling.
-
-    One uniform number a row; an exponential one for each token, as torch.multinomial takes, costs forty times as much
-    over a large vocabulary. In float64, so that a token without probability never comes out.
-    """
-    mass = probs.cumsum(-1, dtype=torch.float64)
-    uniform = torch.rand(len(probs), 1, dtype=torch.float64, device=probs.device, generator=generator)
-    return torch.searchsorted(mass, uniform * mass[:, -1:], right=True).squeeze(1)
+def check_same_vocabulary(student_tokenizer, teacher_tokenizer):
+    """Raise UserError unless both map every token to the same id, since the teacher reads the student's ids."""
+    ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    if ours != theirs:
+        token = next(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
+        raise UserError(f"teacher {teacher_tokenizer.name_or_path} and student {student_tokenizer.name_or_path} have "
+                        f"different vocabularies: {token!r} is {theirs.get(token)} and {ours.get(token)}")
 
 
-def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
-    """Sample a completion (token ids, the first eos included and last) for each prompt (token ids).
+def end_ids(model, tokenizer):
+    """Every token id that ends an answer: the tokenizer's eos and those of the model's generation config."""
+    listed = model.generation_config.eos_token_id
+    return sorted({tokenizer.eos_token_id, *([listed] if isinstance(listed, int) else listed or [])})
 
-    temperature 0 is greedy. Prompts are padded on the left with position ids from the mask. Rows that are done are
-    dropped once they are half of the batch, so that few long answers do not pay for many short ones. The same seed
-    gives the same completions.
-    """
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    ids, mask = pad(prompts, "left", device=device)  # (B, P)
-    completions = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # which completion each row of the batch writes
-    done = torch.zeros(len(rows), dtype=torch.bool, device=device)
-    ends = torch.tensor(eos_ids, device=device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = None
-    with prepared_to_sample(model):
-        for step in range(max_new_tokens):
-            out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                        use_cache=True, logits_to_keep=1)
-            cache = out.past_key_values
-            logits = out.logits[:, -1].float()  # (B, V)
-            if temperature == 0:
-                tokens = logits.argmax(-1)
-            else:
-                tokens = draw_tokens(filter_logits(logits / temperature, top_p, top_k).softmax(-1), generator)
-            for row, token, over in zip(rows, tokens.tolist(), done.tolist()):
-                if not over:
-                    completions[row].append(token)
-            done = done | torch.isin(tokens, ends)
-            left = int((~done).sum())
-            if left == 0:
-                break
-            if left <= len(rows) // 2:
-                keep = (~done).nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
-                tokens, mask, positions, done = tokens[keep], mask[keep], positions[keep], done[keep]
-                rows = [rows[i] for i in keep.tolist()]
-            ids = tokens[:, None]
-            positions = positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
-    return completions
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rollouts through transformers or vLLM.
+
+
+class RolloutSampler:
+    """Gives a rollout of the student for each example; within `of_present_student`, by transformers or vLLM."""
+
+    def __init__(self, config, student, tokenizer, examples, devices):
+        self.config, self.student, self.tokenizer, self.devices = config, student, tokenizer, devices
+        self.eos_ids, self.engine = end_ids(student, tokenizer), None
+        if config.rollout_engine == "vllm":
+            longest = max(len(example.student_prompt) for example in examples)
+            self.engine = VllmSampler("--rollout_engine", config.model, config.dtype, devices.device,
+                                      longest + config.prefix_tokens, config.vllm_memory, config.lora_r)
+
+    @contextlib.contextmanager
+    def of_present_student(self, watch):
+        """Within it the student's weights as they are now sample; its time goes to the watch."""
+        self.watch = watch
+        if self.engine:
+            self.engine.load(self.student, full_weights(self.student))
+            yield
+        else:
+            with self.devices.unsharded(self.student):
+                yield
+        watch.lap("rollout")
+
+    def __call__(self, examples, seed):
+        sampler = self.engine or functools.partial(sample, self.student)
+        config = self.config
+        completions = sampler([example.student_prompt for example in examples], config.prefix_tokens, self.eos_ids,
+                              config.temperature, config.top_p, config.top_k, seed=seed)
+        self.watch.lap("rollout")
+        rollouts = [Rollout(example, completion, completion[-1] not in self.eos_ids,
+                            grade_rollout(self.tokenizer, completion, example.row, self.eos_ids))
+                    for example, completion in zip(examples, completions, strict=True)]
+        self.watch.lap("grading")
+        return rollouts
 
 
 def need_vllm(flag):
@@ -827,547 +1614,20 @@ class VllmSampler:
         return [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def device_memory(device):
-    """GB that the device has in all."""
-    if device.startswith("cuda"):
-            return torch.cuda.get_device_properties(device).total_memory / 1e9
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-
-
-def version_of(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return importlib.metadata.version(f"{package}-cpu")  # vLLM's build for CPUs has another name
-
-
-def write_json(path, value):
-    """Write a file whole or not at all."""
-    aside = Path(f"{path}.tmp")
-    aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
-def area_under_curve(scores, positive):
-    """Chance that a positive has a higher score than a negative, ties counting half (AUC); None without both kinds."""
-    scores, positive = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
-    above, below = scores[positive], scores[~positive]
-    if not len(above) or not len(below):
-        return None
-    return float(((above[:, None] > below).mean() + (above[:, None] >= below).mean()) / 2)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Models.
-
-MICRO_MODELS = {"init:micro": (96, 3), "init:micro-teacher": (128, 3)}  # hidden size, layers
-
-
-def init_model(name, tokenizer, seed):
-    """A random model of the Qwen3 architecture for the arithmetic world: 0.37 M or 0.64 M weights."""
-    if name not in MICRO_MODELS:
-        raise UserError(f"--model {name}: known are {', '.join(MICRO_MODELS)}")
-    hidden_size, layers = MICRO_MODELS[name]
-    torch.manual_seed(seed)
-    return Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=3 * hidden_size, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=4, head_dim=hidden_size // 4, max_position_embeddings=512,
-        tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-
-
-def load_student(config, device, checkpoint=None):
-    """The student and its tokenizer; from a checkpoint of ours where one is given. Only what trains needs gradients."""
-    fresh = config.model.startswith("init:")
-    tokenizer = arith_tokenizer() if fresh else load_tokenizer(config.model)
-    if checkpoint and not config.lora_r:
-        model = load_model(str(checkpoint), config.dtype, device)
-    elif fresh:
-        model = init_model(config.model, tokenizer, config.seed).to(device, getattr(torch, config.dtype))
-    else:
-        model = load_model(config.model, config.dtype, device)
-    if config.lora_r:
-        from peft import LoraConfig, PeftModel, get_peft_model
-
-        torch.manual_seed(config.seed)  # of the adapter's initial weights
-        if checkpoint:
-            model = PeftModel.from_pretrained(model, checkpoint, is_trainable=True, use_safetensors=True)
-        else:
-            try:
-                model = get_peft_model(model, LoraConfig(
-                    r=config.lora_r, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM",
-                    target_modules=config.lora_targets.split(",")))
-            except ValueError as error:
-                raise UserError(f"--lora_targets {config.lora_targets}: {str(error).splitlines()[0]}") from None
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
-        model.enable_input_require_grads()
-    return model, tokenizer
-
-
-class Teacher:
-    """What the teacher says of the student's completions, never with a gradient.
-
-    separate: another model. initial: the student's first weights, which under LoRA is the student without its adapter
-    and else a copy. ema: a copy that follows the trained weights. live: the student itself.
-    """
-
-    def __init__(self, config, student, tokenizer, devices):
-        self.mode, self.decay, self.student, self.tokenizer = config.teacher_mode, config.ema_decay, student, tokenizer
-        self.model, self.copy = student, None
-        if self.mode == "separate":
-            self.tokenizer = load_tokenizer(config.teacher)
-            check_same_vocabulary(tokenizer, self.tokenizer)
-            self.model = load_model(config.teacher, config.dtype, devices.device).requires_grad_(False)
-            if config.fsdp:
-                devices.shard(self.model)
-        elif self.mode == "ema" or self.mode == "initial" and not config.lora_r:
-            self.copy = [p.detach().clone() for p in self.trained()]
-
-    def trained(self):
-        return [p for p in self.student.parameters() if p.requires_grad]
-
-    @contextlib.contextmanager
-    def weights(self):
-        """Within it the student's module holds the teacher's weights."""
-        if self.copy is not None:
-            own = [put(p, data) for p, data in zip(self.trained(), self.copy)]
-            try:
-                yield
-            finally:
-                for p, data in zip(self.trained(), own):
-                    put(p, data)
-        elif self.mode == "initial":
-            with self.student.disable_adapter():
-                yield
-        else:
-            yield
-
-    @torch.no_grad()
-    def hidden(self, prompts, completions):
-        """Hidden states (N, D') at the positions that predict the completions' tokens, and the head for them."""
-        with self.weights():
-            return completion_hidden(self.model, prompts, completions)[0], Head.of(self.model)
-
-    @torch.no_grad()
-    def follow(self):
-        """After each update: the moving average takes a step towards the student."""
-        if self.mode == "ema":
-            for average, p in zip(self.copy, self.trained()):
-                local(average).lerp_(local(p), 1 - self.decay)
-
-
-def put(p, data):
-    """Give a parameter other data; returns what it had."""
-    if not isinstance(p, DTensor):
-        own, p.data = p.data, data
-        return own
-    own = p.detach().clone()
-    local(p.detach()).copy_(local(data))  # FSDP gathers from the memory it knows
-    return own
-
-
-def check_same_vocabulary(student_tokenizer, teacher_tokenizer):
-    """Raise UserError unless both map every token to the same id, since the teacher reads the student's ids."""
-    ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    if ours != theirs:
-        token = next(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
-        raise UserError(f"teacher {teacher_tokenizer.name_or_path} and student {student_tokenizer.name_or_path} have "
-                        f"different vocabularies: {token!r} is {theirs.get(token)} and {ours.get(token)}")
-
-
-class Head(NamedTuple):
-    """The output layer of a language model: logits = hidden @ weight.T + bias."""
-
-    weight: torch.Tensor  # (V, D)
-    bias: Optional[torch.Tensor]  # (V,)
-
-    @classmethod
-    def of(cls, model):
-        """The head of a model as it is now. Raises UserError for a head that does more than multiply and add."""
-        for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier"):
-            if getattr(model.config, name, None) not in (None, 1, 1.0):
-                raise UserError(f"{model.config.model_type} changes its logits after the head ({name}), which the loss "
-                                "does not do; use another model")
-        layer = model.get_output_embeddings()
-        if type(layer) is not torch.nn.Linear:
-            raise UserError(f"the head is a {type(layer).__name__}, not a plain linear layer; leave it out of "
-                            "--lora_targets")
-        # under Teacher.weights the parameters hold other data for a while; without a gradient, keep that data
-        return cls(layer.weight, layer.bias) if torch.is_grad_enabled() else cls(
-            layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
-
-
-def completion_hidden(model, prompts, completions):
-    """Hidden states (N, D) at the positions that predict the completions' tokens, row after row, and the tokens (N,).
-
-    Prompts are padded on the left and completions on the right, with position ids from the mask, as in `sample`. Only
-    these N positions go on to the head, whose output for the prompts and the padding nobody needs.
-    """
-    device = next(model.parameters()).device
-    left, left_mask = pad(prompts, "left", device=device)  # (B, P)
-    right, right_mask = pad(completions, "right", device=device)  # (B, T)
-    mask = torch.cat([left_mask, right_mask], 1)
-    hidden = decoder_of(model)(input_ids=torch.cat([left, right], 1), attention_mask=mask, use_cache=False,
-                               position_ids=(mask.cumsum(1) - 1).clamp(min=0)).last_hidden_state  # (B, P+T, D)
-    predicting = hidden[:, left.shape[1] - 1 : -1]  # (B, T, D), position t - 1 predicts token t
-    return predicting[right_mask], right[right_mask]
-
-
-def decoder_of(model):
-    """The model without its head."""
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).get_decoder()  # peft adapts in place
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Data.
-
-
-@dataclass
-class Example:
-    """A row of the data set with both sides' prompt ids; for sft, `student_prompt` is the only prompt."""
-
-    row: dict
-    student_prompt: list
-    teacher_prompt: Optional[list] = None
-
-
-def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
-    """The `needed` examples of the whole run in order, and how many problems were skipped for their length.
-
-    The data set is shuffled by seed, once an epoch. Only as many rows are rendered as the run needs.
-    """
-    rng = random.Random(config.seed)
-    if config.dataset in ("arith", "arith-gaps"):
-        gaps = config.dataset == "arith-gaps"
-        rows = arith_rows(needed, config.seed, gaps=gaps)
-        if config.privileged_share:  # invented results teach to read the reference instead of remembering it
-            invented = arith_rows(needed, config.seed + 10**6, invented=True)
-            rows = [dict(p, privileged=True) if rng.random() < config.privileged_share else r
-                    for r, p in zip(rows, invented)]
-    else:
-        rows = read_problems(config.dataset, need_solution=config.method in ("sft", "opsd"), task=config.task)
-        for row in rows:
-            row["privileged"] = rng.random() < config.privileged_share
-    examples, skipped = [], 0
-    while len(examples) < needed:
-        before = len(examples)
-        rng.shuffle(rows)
-        for row in rows:
-            if len(examples) == needed:
-                break
-            thinking = config.student_thinking
-            if config.method == "sft" and config.task == "arith":
-                thinking = rng.random() < 0.5  # a micro model has to know both openings of its template
-            example = Example(row, prompt_ids(student_tokenizer, config.task, row, thinking, row.get("privileged", False)))
-            if teacher_tokenizer:
-                example.teacher_prompt = prompt_ids(teacher_tokenizer, config.task, row, config.teacher_thinking,
-                                                    privileged=config.method == "opsd")
-            if max(len(example.student_prompt), len(example.teacher_prompt or ())) > config.max_prompt_tokens:
-                skipped += 1
-            else:
-                examples.append(example)
-        if len(examples) == before:
-            raise UserError(f"--dataset {config.dataset}: every prompt is longer than --max_prompt_tokens "
-                            f"{config.max_prompt_tokens}")
-    return examples, skipped
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The maths.
-
-
-def token_divergence(student_logits, teacher_logits, beta=0.0, temperature=1.0, entry_clip=None, clip_mode="none"):
-    """Divergence of teacher and student at every token, over the full vocabulary (the summand of Eq. 2).
-
-    student_logits, teacher_logits: (B, T, V), before the division by `temperature`, which both sides get.
-    beta 0: forward KL(T||S); 1: reverse KL(S||T); between: generalized JSD with the mixture
-        m = (1 - beta) p_S + beta p_T, beta KL(T||m) + (1 - beta) KL(S||m)  (Agarwal et al. 2024, Eq. 1).
-    entry_clip: in nats, clips each vocabulary entry's term before the sum: clip_mode "opsd" from above, as OPSD's
-        code does, "official" to [0, entry_clip], as ReNIO's released code does. None: no clip.
-    Returns (B, T) in nats, differentiable in both logits. Raises ValueError for other shapes or arguments.
-    """
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(f"logits of different shapes: {tuple(student_logits.shape)}, {tuple(teacher_logits.shape)}")
-    _check_divergence(beta, temperature, entry_clip, clip_mode)
-    log_s = (student_logits / temperature).log_softmax(-1)  # (B, T, V)
-    log_t = (teacher_logits / temperature).log_softmax(-1)  # (B, T, V)
-    if beta == 0:
-        terms = log_t.exp() * (log_t - log_s)
-    elif beta == 1:
-        terms = log_s.exp() * (log_s - log_t)
-    else:
-        log_m = torch.logaddexp(log_s + math.log(1 - beta), log_t + math.log(beta))
-        terms = beta * log_t.exp() * (log_t - log_m) + (1 - beta) * log_s.exp() * (log_s - log_m)
-    if entry_clip is not None:
-        terms = terms.clamp(min=0.0 if clip_mode == "official" else None, max=entry_clip)
-    return terms.sum(-1)  # (B, T)
-
-
-def _check_divergence(beta, temperature, entry_clip, clip_mode):
-    if not 0 <= beta <= 1 or not temperature > 0:
-        raise ValueError(f"need beta in [0, 1] and temperature above 0, got {beta} and {temperature}")
-    if clip_mode not in ("none", "opsd", "official"):
-        raise ValueError(f"clip_mode {clip_mode!r}: known are none, opsd, official")
-    if entry_clip is not None and clip_mode == "none":
-        raise ValueError("entry_clip without a clip_mode (opsd or official)")
-
-
-CHUNK = 64  # rows of logits held at a time: large enough for the matrix products, small beside the activations
-
-
-class TokenDivergence(NamedTuple):
-    """What `fused_divergence` says of each token, (N,) each, in nats; only the divergence is differentiable."""
-
-    divergence: torch.Tensor
-    student_logprob: torch.Tensor
-    teacher_logprob: torch.Tensor
-    teacher_entropy: torch.Tensor
-
-
-def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head, tokens, beta=0.0, temperature=1.0,
-                     entry_clip=None, clip_mode="none", chunk=CHUNK, student_bias=None, teacher_bias=None):
-    """`token_divergence` of the models' last hidden states, without ever holding more than chunk x V logits.
-
-    student_hidden: (N, D), teacher_hidden: (N, D'), at the positions that predict `tokens`, (N,).
-    student_head: (V, D), teacher_head: (V', D'), with biases (V,) and (V',) where the heads have them; a vocabulary
-        padded beyond the other's is cut to it.
-    beta, temperature, entry_clip, clip_mode: as in `token_divergence`, of which this has the values and gradients.
-    chunk: rows whose logits are held at a time.
-    Returns a TokenDivergence, differentiable in student_hidden, student_head and student_bias. Raises ValueError for
-    arguments that `token_divergence` refuses.
-
-    Divergences meet only a linear weighting afterwards, so their gradient with respect to a row's hidden state can be
-    taken as soon as its chunk is there; backward multiplies it by the upstream factor of its token. Only a head that
-    trains costs a second pass over the chunks, since its gradient mixes rows whose factors are not known before.
-    """
-    _check_divergence(beta, temperature, entry_clip, clip_mode)
-    width = min(len(student_head), len(teacher_head))
-    cut = [None if x is None else x[:width] for x in (student_head, teacher_head, student_bias, teacher_bias)]
-    return TokenDivergence(*_FusedDivergence.apply(student_hidden, teacher_hidden, *cut, tokens, beta, temperature,
-                                                   entry_clip, clip_mode, chunk))
-
-
-class _FusedDivergence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, student_hidden, teacher_hidden, student_head, teacher_head, student_bias, teacher_bias, tokens,
-                *settings):
-        ctx.settings = settings
-        n = len(tokens)
-        columns = student_hidden.new_empty(4, n, dtype=_logit_dtype(student_hidden))
-        gradient = torch.empty_like(student_hidden)  # of each row's divergence with respect to its hidden state
-        inputs = student_hidden, teacher_hidden, student_head, teacher_head, student_bias, teacher_bias, tokens
-        for rows, column, logit_gradient in _chunks(*inputs, *settings):
-            columns[:, rows] = torch.stack(column)
-            torch.mm(logit_gradient.to(student_head.dtype), student_head, out=gradient[rows])
-        ctx.save_for_backward(*inputs, gradient)
-        divergence, *others = columns.unbind()
-        ctx.mark_non_differentiable(*others)
-        return divergence.clone(), *others
-
-    @staticmethod
-    def backward(ctx, upstream, *_):
-        *inputs, gradient = ctx.saved_tensors
-        student_hidden, _, student_head, _, student_bias, *_ = inputs
-        needs_head, needs_bias = ctx.needs_input_grad[2], ctx.needs_input_grad[4]
-        head_gradient = torch.zeros_like(student_head) if needs_head else None
-        bias_gradient = torch.zeros_like(student_bias) if needs_bias else None
-        if needs_head or needs_bias:
-            for rows, _, logit_gradient in _chunks(*inputs, *ctx.settings):
-                logit_gradient = logit_gradient.mul_(upstream[rows, None]).to(student_head.dtype)
-                if needs_head:
-                    head_gradient.addmm_(logit_gradient.T, student_hidden[rows])
-                if needs_bias:
-                    bias_gradient += logit_gradient.sum(0)
-        hidden_gradient = gradient * upstream[:, None].to(gradient.dtype)
-        return hidden_gradient, None, head_gradient, None, bias_gradient, *[None] * 7
-
-
-def _logit_dtype(hidden):
-    return torch.promote_types(hidden.dtype, torch.float32)
-
-
-def _chunks(student_hidden, teacher_hidden, student_head, teacher_head, student_bias, teacher_bias, tokens, beta,
-            temperature, entry_clip, clip_mode, chunk):
-    """For each chunk of rows: the slice, the columns of a TokenDivergence, and the gradient of the rows' divergence with
-    respect to the student's logits (n, V), in a buffer that the next chunk overwrites."""
-    n, dtype = len(tokens), _logit_dtype(student_hidden)
-    buffers = student_hidden.new_empty(3, min(chunk, n), len(student_head), dtype=dtype)
-
-    def logits(hidden, head, bias, buffer):  # divided by the temperature
-        if head.dtype == dtype:
-            torch.mm(hidden, head.T, out=buffer)
-        else:
-            buffer.copy_(hidden @ head.T)
-        if bias is not None:
-            buffer += bias
-        return buffer.div_(temperature) if temperature != 1 else buffer
-
-    for start in range(0, n, chunk):
-        rows = slice(start, min(start + chunk, n))
-        s, t, p = buffers[:, : rows.stop - start]
-        logits(student_hidden[rows], student_head, student_bias, s)
-        logits(teacher_hidden[rows], teacher_head, teacher_bias, t)
-        if beta == 0 and entry_clip is None:
-            column = _forward_kl(s, t, p, tokens[rows])
-            gradient = s
-        else:
-            with torch.enable_grad():
-                leaf = s.detach().requires_grad_()
-                divergence = token_divergence(leaf[None], t[None], beta, 1.0, entry_clip, clip_mode)[0]
-                [gradient] = torch.autograd.grad(divergence.sum(), leaf)
-            column = divergence.detach(), token_logprobs(s, tokens[rows], 1.0), *_teacher_columns(t, p, tokens[rows])
-        yield rows, column, gradient.div_(temperature)
-
-
-def _forward_kl(s, t, p, tokens):
-    """Columns of a TokenDivergence for forward KL, all work in place on (n, V) buffers.
-
-    s, t: logits of student and teacher; afterwards s holds p_S - p_T, the gradient with respect to the student's logits.
-    """
-    teacher_logprob, entropy = _teacher_columns(t, p, tokens)  # p is p_T from here on, t free
-    s -= s.amax(1, keepdim=True)
-    cross = torch.mul(p, s, out=t).sum(1)
-    student_logprob = s.gather(1, tokens[:, None]).squeeze(1)
-    normalizer = s.exp_().sum(1)
-    log_normalizer = normalizer.log()
-    torch.addcdiv(p.neg_(), s, normalizer[:, None], out=s)
-    return log_normalizer - cross - entropy, student_logprob - log_normalizer, teacher_logprob, entropy
-
-
-def _teacher_columns(t, p, tokens):
-    """Log-probability of the tokens and entropy, (n,) each, under logits t (n, V), which are overwritten; p holds the
-    probabilities afterwards."""
-    t -= t.amax(1, keepdim=True)
-    torch.exp(t, out=p)
-    normalizer = p.sum(1)
-    log_normalizer = normalizer.log()
-    p /= normalizer[:, None]
-    logprob = t.gather(1, tokens[:, None]).squeeze(1) - log_normalizer
-    return logprob, log_normalizer - t.mul_(p).sum(1)
-
-
-def sample_weights(student_logprobs, teacher_logprobs, mask, threshold, clip_max, clip_min=None, weight_temperature=1.0,
-                   norm="batch", variant="paper"):
-    """ReNIO's weight of each sample (Eq. 4-8, Algorithm 1), detached.
-
-    student_logprobs, teacher_logprobs: (B, T), log-probabilities of the sampled tokens, in nats.
-    mask: (B, T), true on the completion's tokens; what stands elsewhere is never read.
-    threshold: tau, a token is key where its log-ratio log p_S - log p_T exceeds it (Eq. 5).
-    clip_max, clip_min: the key tokens' log-ratios are clipped to [clip_min, clip_max] (Eq. 6).
-    weight_temperature: divides the mean of the clipped log-ratios before exp; the paper has none (1).
-    norm: "batch" divides by the mean over the batch (Eq. 8); "none" does not; "clamp" (official only) clamps to
-        [0.1, 10] and then divides by the mean.
-    variant: "paper", or "official" for the released code, which clips before it selects, selects with >=, and clamps
-        the weight normalized by "batch" to at most 10.
-    Returns (B,) weights; 1 before normalizing for a sample without key tokens. Raises ValueError for other arguments.
-    """
-    if not student_logprobs.shape == teacher_logprobs.shape == mask.shape or mask.dim() != 2:
-        raise ValueError("student_logprobs, teacher_logprobs and mask must have one shape (B, T), got "
-                         f"{tuple(student_logprobs.shape)}, {tuple(teacher_logprobs.shape)}, {tuple(mask.shape)}")
-    if variant not in ("paper", "official") or norm not in ("batch", "none", "clamp"):
-        raise ValueError(f"variant {variant!r}, norm {norm!r}: known are paper, official and batch, none, clamp")
-    if norm == "clamp" and variant != "official":
-        raise ValueError("norm 'clamp' belongs to variant 'official'")
-    mask = mask.bool()
-    log_ratio = (student_logprobs.detach() - teacher_logprobs.detach()).masked_fill(~mask, 0.0)  # Eq. 4, (B, T)
-    if variant == "official":
-        log_ratio = log_ratio.clamp(min=clip_min, max=clip_max)
-        key_tokens = (log_ratio >= threshold) & mask
-    else:
-        key_tokens = (log_ratio > threshold) & mask  # Eq. 5
-        log_ratio = log_ratio.clamp(min=clip_min, max=clip_max)  # Eq. 6
-    count = key_tokens.sum(1)  # (B,)
-    mean = (log_ratio * key_tokens).sum(1) / count.clamp(min=1)
-    weights = (mean / weight_temperature).exp()  # Eq. 7; exp(0) = 1 where there is no key token
-    if norm == "clamp":
-        weights = weights.clamp(0.1, 10.0)
-    if norm != "none":
-        weights = weights / weights.mean()  # Eq. 8
-    if norm == "batch" and variant == "official":
-        weights = weights.clamp(max=10.0)
-    return weights
-
-
-# Other weightings of the divergence, for comparison with ReNIO's. Each takes log-probabilities of the sampled tokens (B, T)
-# and their mask (B, T), and returns weights (B, T) or (B, 1) before any normalizing.
-
-
-def renio_weights(student, teacher, mask, config, right):
-    """ReNIO (Eq. 4-7): samples in whose key tokens the student was more confident than the teacher weigh more."""
-    return sample_weights(student, teacher, mask, config.threshold, config.log_ratio_clip, config.log_ratio_clip_min,
-                          config.weight_temperature, "none", config.variant)[:, None]
-
-
-def ts_sample_weights(student, teacher, mask, config, right):
-    """ReNIO turned round (the paper's Table 8, T/S): key tokens are those where the teacher was the more confident."""
-    return renio_weights(teacher, student, mask, config, right)
-
-
-def st_token_weights(student, teacher, mask, config, right):
-    """ReNIO a token (the paper's Table 8, S/T): a key token weighs exp of its clipped log-ratio, any other 1."""
-    log_ratio = student - teacher
-    clipped = log_ratio.clamp(config.log_ratio_clip_min, config.log_ratio_clip) / config.weight_temperature
-    return torch.where(log_ratio > config.threshold, clipped.exp(), 1.0)
-
-
-def iw_weights(student, teacher, mask, config, right, gamma=0.5):
-    """IW-OPD (arXiv 2606.22600): tokens weigh less the more disagreement of teacher and student lies before them.
-
-    1 + gamma (1 - sum_{k<t} |A_k| / sum_{k<T} |A_k|), where A is the log-ratio of teacher to student.
-    """
-    before = ((teacher - student).abs() * mask).cumsum(1).roll(1, 1)  # up to the token before; at 0 that of the row's end
-    before[:, 0] = 0.0
-    last = mask.sum(1, keepdim=True) - 1
-    whole = before.gather(1, last)  # without the last token's
-    return 1 + gamma * (1 - before / whole.clamp(min=torch.finfo(whole.dtype).tiny))
-
-
-def pw_weights(student, teacher, mask, config, right, least=0.25, middle=0.30, width=0.10):
-    """PW-OPSD (arXiv 2605.21606): tokens weigh by their place alone, least + (1 - least) sigmoid((t/T - middle) / width)."""
-    place = mask.cumsum(1) / mask.sum(1, keepdim=True)  # t / T, t from 1
-    return least + (1 - least) * torch.sigmoid((place - middle) / width)
-
-
-def correctness_weights(student, teacher, mask, config, right):
-    """An oracle of what ReNIO guesses: a wrong rollout has ReNIO's largest weight, any other its smallest, 1.
-
-    right: True, False, or None where there is no answer to grade.
-    """
-    wrong = torch.tensor([[verdict is False] for verdict in right], device=mask.device)
-    return torch.where(wrong, math.exp(config.log_ratio_clip / config.weight_temperature), 1.0).to(student.dtype)
-
-
-WEIGHTINGS = {  # of --weighting -> the function, and whether its weights are divided by the batch's mean (Eq. 8)
-    "none": (lambda student, *_: torch.ones_like(student[:, :1]), False),
-    "renio": (renio_weights, True),
-    "renio_shuffled": (renio_weights, True),  # a control: the weights of the batch, but those of other samples
-    "ts_sample": (ts_sample_weights, True),
-    "st_token": (st_token_weights, True),
-    "iw": (iw_weights, False),
-    "pw": (pw_weights, False),
-    "correctness": (correctness_weights, True),
-}
-
-
-def token_logprobs(logits, tokens, temperature):
-    """Log-probabilities (B, T) of the tokens (B, T) under logits (B, T, V) at the temperature, in float32 or finer."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-    return logits.gather(-1, tokens[..., None]).squeeze(-1) - logits.logsumexp(-1)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One update.
+# Processes and FSDP2.
 
 
 @dataclass
 class Devices:
-    """This process among those of torchrun: a rank holds its share of each batch, gradients are summed over ranks."""
+    """This process among those of torchrun: a rank holds its part of each batch, gradients are summed over ranks."""
 
     device: str
     rank: int = 0
     world: int = 1
 
-    def share(self, rows):
+    def part_of(self, rows):
+        """This rank's of the rows."""
         return rows[self.rank :: self.world]
 
     def sum(self, tensors):
@@ -1378,8 +1638,8 @@ class Devices:
                 group = [t for t in tensors if t.dtype == dtype]
                 flat = torch.cat([t.flatten() for t in group])
                 dist.all_reduce(flat)
-                for t, total in zip(group, flat.split([t.numel() for t in group])):
-                    t.copy_(total.view_as(t))
+                for t, summed in zip(group, flat.split([t.numel() for t in group]), strict=True):
+                    t.copy_(summed.view_as(t))
 
     def gather(self, items):
         """The items of all ranks in one list."""
@@ -1391,9 +1651,8 @@ class Devices:
 
     def norm(self, tensors):
         """Euclidean norm of all the tensors together, each rank having all of it or, of FSDP's, a part."""
-        parts = [torch.nn.utils.get_total_norm([local(t) for t in tensors if isinstance(t, DTensor) == sharded]) ** 2
-                 for sharded in (False, True)]
-        parts = [part.to(self.device) for part in parts]
+        groups = [[local_part(t) for t in tensors if isinstance(t, DTensor) == sharded] for sharded in (False, True)]
+        parts = [torch.nn.utils.get_total_norm(group).to(self.device) ** 2 for group in groups]
         self.sum(parts[1:])
         return sum(parts).sqrt()
 
@@ -1424,294 +1683,100 @@ class Devices:
             module.reshard()
 
 
-def local(tensor):
+def local_part(tensor):
     """This rank's part of a tensor of FSDP's; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def full(value):
-    """The value with all tensors of FSDP's in it gathered on the CPU; all ranks call it together."""
-    if isinstance(value, DTensor):
-        return value.full_tensor().cpu()
-    if isinstance(value, dict):
-        return {key: full(item) for key, item in value.items()}
-    return [full(item) for item in value] if isinstance(value, list) else value
-
-
-def split_like(value, p):
-    """A tensor spread over the ranks as the parameter is; what has another shape stays as it is."""
-    if isinstance(p, DTensor) and value.shape == p.shape:
-        return distribute_tensor(value.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
-    return value
+def full_weights(model):
+    """The trained weights by name, gathered where FSDP has spread them; all ranks call it together."""
+    weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: w.full_tensor() if isinstance(w, DTensor) else w for name, w in weights.items()}
 
 
 def connect(config):
     """Devices of this process; joins the process group where torchrun started it."""
-    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    kind = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if kind.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {kind}: this machine has no CUDA device; use --device cpu")
+    world, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
     if config.fsdp and world == 1:
         raise UserError("--fsdp: one process has nothing to share; start with torchrun --nproc_per_node N")
     if world == 1:
-        return Devices(kind)
-    device = f"cuda:{local}" if kind.startswith("cuda") else kind
+        return Devices(device)
     if device.startswith("cuda"):
+        device = f"cuda:{local_rank}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     return Devices(device, dist.get_rank(), world)
 
 
-class Stopwatch:
-    """Seconds of each phase of a step; waits for the GPU, so that work is charged to the phase that started it."""
-
-    def __init__(self, device):
-        self.device, self.seconds = device, {}
-        self.last = self.now()
-
-    def now(self):
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def lap(self, phase):
-        now = self.now()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
-        self.last = now
-
-
-def sft_step(student, examples, tokenizer, config, devices, watch):
-    """Gradients of the cross-entropy of the examples' solutions, summed over tokens; their number of tokens."""
-    total = torch.zeros((), device=devices.device)
-    records = []
-    for start in range(0, len(examples), config.micro_batch_size):
-        micro = examples[start : start + config.micro_batch_size]
-        texts = [example.row.get("demonstration") or example.row["solution"] for example in micro]
-        targets = [ids[: config.prefix_tokens] + [tokenizer.eos_token_id][: config.prefix_tokens - len(ids)]
-                   for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        hidden, tokens = completion_hidden(student, [example.student_prompt for example in micro], targets)
-        logits = torch.nn.functional.linear(hidden, *Head.of(student))  # (N, V)
-        losses = -token_logprobs(logits, tokens, 1.0)  # (N,)
-        losses.sum().backward()
-        total += len(tokens)
-        records += [dict(loss=loss.sum().item(), length=len(loss)) for loss in losses.split([len(t) for t in targets])]
-    watch.lap("student")
-    return total, records
-
-
-def draw_rollouts(sampler, tokenizer, examples, step, eos_ids, config, devices):
-    """This rank's examples of update `step` with a completion for each, sampled from the student, and no more metrics.
-
-    sampler: `sample` with the student in place, or a VllmSampler that has the student's weights.
-    filter_experiments.py has another one, which looks at the answers.
-    """
-    repeats = config.generations if config.method == "grpo" else 1
-    problems = config.batch_size // repeats
-    batch = [example for example in devices.share(examples[step * problems : (step + 1) * problems])
-             for _ in range(repeats)]
-    completions = sampler([example.student_prompt for example in batch], config.prefix_tokens, eos_ids,
-                          config.temperature, config.top_p, config.top_k, seed=rollout_seed(config, step, devices.rank))
-    return batch, completions, {}
-
-
-def rollout_seed(config, step, rank):
-    return (config.seed * 100_000 + step) * 1_000 + rank
-
-
-def distillation_step(student, teacher, examples, completions, eos_ids, config, devices, watch, seed=0):
-    """Gradients of the weighted divergence on the rollouts, what they are to be divided by, and a record a rollout.
-
-    Since Eq. 8 scales the whole batch by one number, the sum of w_i grad D_i and the sum of w_i are collected over
-    micro-batches and devices and divided once: the update is that of Eq. 9 however the batch is split. A token's weight
-    counts in it as its sample's mean. Only the released code's variant normalizes within the micro-batch, and divides
-    by the batch's size. seed: of the permutation of renio_shuffled.
-    """
-    weigh, normalized = WEIGHTINGS[config.weighting]
-    spans = [slice(start, start + config.micro_batch_size) for start in range(0, len(examples), config.micro_batch_size)]
-    right = [grade_rollout(teacher.tokenizer, completion, example.row, eos_ids)
-             for example, completion in zip(examples, completions)]
-    watch.lap("grading")
-    shuffled = None
-    if config.weighting == "renio_shuffled":  # needs all weights before the first gradient
-        with torch.no_grad():
-            own = [compare(student, teacher, examples[span], completions[span], config, watch) for span in spans]
-            own = [weight for _, student_logprobs, teacher_logprobs, _, mask in own
-                   for weight in renio_weights(student_logprobs, teacher_logprobs, mask, config, right).flatten().tolist()]
-        everyone = devices.gather(own)
-        random.Random(seed).shuffle(everyone)
-        shuffled = everyone[devices.rank * len(own) :][: len(own)]
-    total = torch.zeros((), device=devices.device)
-    records = []
-    for span in spans:
-        divergence, student_logprobs, teacher_logprobs, entropy, mask = compare(
-            student, teacher, examples[span], completions[span], config, watch)  # (b, T) each
-        renio = renio_weights(student_logprobs, teacher_logprobs, mask, config, right)[:, 0]  # (b,)
-        weights = weigh(student_logprobs, teacher_logprobs, mask, config, right[span])  # (b, T) or (b, 1)
-        if shuffled:
-            weights = weights.new_tensor(shuffled[span])[:, None]
-        if config.variant == "official" and config.weighting == "renio":
-            weights = sample_weights(student_logprobs, teacher_logprobs, mask, config.threshold, config.log_ratio_clip,
-                                     None, config.weight_temperature, config.weight_norm, "official")[:, None]
-        lengths = mask.sum(1)  # (b,)
-        losses = (weights * divergence).sum(1) / (lengths if config.token_reduction == "mean" else 1)  # w D, (b,)
-        losses.sum().backward()  # Eq. 9, to be divided by `total`
-        mean_weights = (weights * mask).sum(1) / lengths  # (b,)
-        normalizes = normalized and config.weight_norm == "batch" and config.variant == "paper"
-        total += mean_weights.sum() if normalizes else len(lengths)
-        watch.lap("student")
-        log_ratios = (student_logprobs - teacher_logprobs).detach()  # Eq. 4, (b, T)
-        key_tokens = ((log_ratios > config.threshold) & mask).sum(1)
-        negative = ((divergence < 0) & mask).sum(1)
-        for i in range(len(lengths)):
-            completion = completions[span][i]
-            records.append(dict(
-                loss=losses[i].item(), divergence=divergence[i].sum().item(), weight=mean_weights[i].item(),
-                renio=renio[i].item(), key_tokens=key_tokens[i].item(), negative=negative[i].item(),
-                length=len(completion), truncated=completion[-1] not in eos_ids, right=right[span][i],
-                teacher_entropy=entropy[i].sum().item(),
-                log_ratios=log_ratios[i, : len(completion)].tolist() if config.save_rollouts else None))
-        watch.lap("grading")
-    return total, records
-
-
-def compare(student, teacher, examples, completions, config, watch):
-    """The columns of a TokenDivergence as rows (b, T), zero behind each completion's end, and the mask (b, T)."""
-    teacher_hidden, teacher_head = teacher.hidden([example.teacher_prompt for example in examples], completions)  # (N, D')
-    watch.lap("teacher")
-    hidden, tokens = completion_hidden(student, [example.student_prompt for example in examples], completions)  # (N, D)
-    head = Head.of(student)
-    token = fused_divergence(hidden, teacher_hidden, head.weight, teacher_head.weight, tokens, config.beta,
-                             config.temperature, config.entry_clip, config.entry_clip_mode,
-                             student_bias=head.bias, teacher_bias=teacher_head.bias)
-    return *rows_of(completions, *token), length_mask(completions, tokens.device)
-
-
-def length_mask(completions, device):
-    lengths = torch.tensor([len(completion) for completion in completions], device=device)  # (b,)
-    return torch.arange(lengths.max(), device=device) < lengths[:, None]  # (b, T)
-
-
-def rows_of(completions, *columns):
-    """Columns (N,) of all the completions' tokens as rows (b, T), zero behind each end."""
-    mask = length_mask(completions, columns[0].device)
-    return [torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in columns]
-
-
-def grpo_advantages(rewards, generations):
-    """Each reward (N,) less the mean of its group, in standard deviations of the group (Shao et al. 2024).
-
-    Rollouts of one prompt stand together, `generations` of them. A group with equal rewards has advantages of 0.
-    """
-    groups = torch.tensor(rewards, dtype=torch.float32).view(-1, generations)
-    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
-
-
-def clipped_objective(logprobs, old_logprobs, advantages, clip):
-    """What GRPO maximizes on each token (B, T): the smaller of ratio x advantage with the ratio free and clipped.
-
-    logprobs, old_logprobs: (B, T), under the present weights and under those that sampled. advantages: (B,).
-    """
-    ratio = (logprobs - old_logprobs).exp()
-    advantages = advantages[:, None]
-    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
-
-
-def grpo_step(student, tokenizer, examples, completions, eos_ids, config, devices, watch, old=None):
-    """Gradients of GRPO's loss (Shao et al. 2024, without its KL term), their divisor, a record a rollout, and `old`.
-
-    old: log-probabilities of the completions from the first of the updates on the same rollouts, None in this first one.
-    The reward is 1 for a right answer, else 0.
-    """
-    right = [grade_rollout(tokenizer, completion, example.row, eos_ids)
-             for example, completion in zip(examples, completions)]
-    advantages = grpo_advantages([float(verdict is True) for verdict in right], config.generations).to(devices.device)
-    watch.lap("grading")
-    first, kept, records = old is None, [], []
-    for i, start in enumerate(range(0, len(examples), config.micro_batch_size)):
-        span = slice(start, start + config.micro_batch_size)
-        hidden, tokens = completion_hidden(student, [example.student_prompt for example in examples[span]],
-                                           completions[span])
-        [logprobs] = rows_of(completions[span], head_logprobs(hidden, Head.of(student), tokens, config.temperature))
-        mask = length_mask(completions[span], tokens.device)
-        kept.append(logprobs.detach())
-        before = kept[i] if first else old[i]
-        objective = clipped_objective(logprobs, before, advantages[span], config.ratio_clip) * mask  # (b, T)
-        losses = -objective.sum(1) / (mask.sum(1) if config.token_reduction == "mean" else 1)  # (b,)
-        losses.sum().backward()
-        outside = (((logprobs.detach() - before).exp() - 1).abs() > config.ratio_clip) & mask
-        for j, completion in enumerate(completions[span]):
-            records.append(dict(loss=losses[j].item(), advantage=advantages[start + j].item(), length=len(completion),
-                                clipped=outside[j].sum().item(), truncated=completion[-1] not in eos_ids,
-                                right=right[start + j]))
-    watch.lap("student")
-    return torch.tensor(float(len(examples)), device=devices.device), records, kept if first else old
-
-
-def head_logprobs(hidden, head, tokens, temperature):
-    """Log-probabilities (N,) of the tokens (N,) from hidden states (N, D), never holding more than CHUNK x V logits."""
-    def chunk_logprobs(hidden, tokens):
-        return token_logprobs(torch.nn.functional.linear(hidden, *head), tokens, temperature)
-
-    return torch.cat([checkpoint(chunk_logprobs, *rows, use_reentrant=False)
-                      for rows in zip(hidden.split(CHUNK), tokens.split(CHUNK))])
-
-
-def grade_rollout(tokenizer, completion, row, eos_ids):
-    """Whether a rollout's answer is right; None where it gives none or there is nothing to grade against.
-
-    A diagnostic of the weights, which never see it.
-    """
-    text = tokenizer.decode(completion, skip_special_tokens=True)
-    if row["answer"] is None or (completion[-1] not in eos_ids and extract_boxed(text) is None):
-        return None
-    return grade_math(text, row["answer"])
-
-
-def summarize(records, total, config):
-    """The metrics of a step, from the records of all its rollouts (README has a glossary)."""
-    n, tokens = len(records), sum(r["length"] for r in records)
-    loss = sum(r["loss"] for r in records) / total
-    if config.method == "sft":
-        return dict(loss=loss, completion_length=tokens / n)
-    graded = [r for r in records if r["right"] is not None]
-    rollouts = dict(completion_length=tokens / n, truncation_rate=sum(r["truncated"] for r in records) / n,
-                    graded=len(graded),
-                    rollout_accuracy=sum(r["right"] for r in graded) / len(graded) if graded else None)
-    if config.method == "grpo":
-        return dict(loss=loss, reward=sum(r["right"] is True for r in records) / n,
-                    silent_share=sum(r["advantage"] == 0 for r in records) / n,
-                    clipped_share=sum(r["clipped"] for r in records) / tokens, **rollouts)
-    weights = [r["weight"] for r in records]
-    return dict(
-        loss=loss,
-        divergence=sum(r["divergence"] for r in records) / tokens,
-        teacher_entropy=sum(r["teacher_entropy"] for r in records) / tokens,
-        negative_share=sum(r["negative"] for r in records) / tokens,
-        weight_mean=sum(weights) / n,
-        weight_max=max(weights),
-        effective_sample_size=sum(weights) ** 2 / sum(w * w for w in weights),
-        key_token_share=sum(r["key_tokens"] for r in records) / tokens,
-        **rollouts,
-        weight_auc_wrong=area_under_curve([r["renio"] for r in graded], [not r["right"] for r in graded]))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# Checkpoints.
+# The output folder: checkpoints, its lock, signals.
 
 
-def full_weights(model):
-    """The trained weights by name, gathered where FSDP has spread them."""
-    return full({name: p.detach() for name, p in model.named_parameters() if p.requires_grad})
+def open_output(config, devices):
+    """Make output_dir with config.json, or check that the run in it has the same settings.
+
+    Returns the checkpoint to go on from, or None, on all ranks.
+    """
+    return devices.gather([claim_output(config) if devices.rank == 0 else None])[0]
 
 
-def save(folder, model, tokenizer, writes, state=None):
+def claim_output(config):
+    output_dir = Path(config.output_dir)
+    settings = {k: v for k, v in asdict(config).items()
+                if k not in ("output_dir", "resume", "device", "vllm_memory", "report_to")}
+    path = output_dir / "config.json"
+    if path.exists() and (output_dir / "metrics.jsonl").exists():  # without it no step was made
+        if not config.resume:
+            raise UserError(f"--output_dir {output_dir}: holds a run already; pass --resume to go on with it, or name "
+                            "another folder")
+        old = json.loads(path.read_text(encoding="utf-8"))["flags"]
+        changed = sorted(k for k in settings if old.get(k) != settings[k])
+        if changed:
+            raise UserError(f"--resume: {output_dir} was made with other settings: "
+                            + ", ".join(f"--{k} {old.get(k)} (now {settings[k]})" for k in changed))
+        return newest_checkpoint(output_dir)
+    commit = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
+    names = ["torch", "transformers", "peft", "numpy"] + ["vllm"] * (config.rollout_engine == "vllm")
+    versions = {name: version_of(name) for name in names}
+    write_json(path, dict(flags=settings, versions=versions, commit=commit.stdout.strip() or None))
+    return None
+
+
+GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole, whether FSDP has spread it or not
+
+
+def save_checkpoint(output_dir, step, student, tokenizer, optimizer, nonfinite_in_row, devices):
+    """checkpoint-`step`, with what `restore` needs. All ranks call it together."""
+    moments = get_optimizer_state_dict(student, optimizer, options=GATHERED)
+    generators = devices.gather([torch.get_rng_state()])
+    save(output_dir / f"checkpoint-{step}", student, tokenizer, devices, dict(
+        step=step, optimizer=moments, nonfinite_in_row=nonfinite_in_row, generators=generators))
+
+
+def restore(start, student, optimizer, devices):
+    """Put the optimizer and the generator back as they were at the checkpoint `start`, whose weights the student has.
+
+    Returns how many steps were made, and how many updates in a row were not finite: both 0 without a checkpoint.
+    """
+    if start is None:
+        return 0, 0
+    state = torch.load(start / "trainer_state.pt", map_location="cpu", weights_only=True)
+    set_optimizer_state_dict(student, optimizer, state["optimizer"], options=GATHERED)
+    torch.set_rng_state(state["generators"][devices.rank])
+    return state["step"], state["nonfinite_in_row"]
+
+
+def save(folder, model, tokenizer, devices, state=None):
     """Write the model (or adapter) and tokenizer, and with `state` what a resumed run needs; whole or not at all.
 
-    All ranks call it together; the one that `writes` does. Raises UserError where the disk does not take it.
+    All ranks call it together; the first one writes. Raises UserError where the disk does not take it.
     """
     sharded = any(isinstance(p, DTensor) for p in model.parameters())
     weights = full_weights(model) if sharded else None
-    if not writes:
+    if devices.rank > 0:
         return
     aside = folder.with_name(folder.name + ".tmp")
     try:
@@ -1728,8 +1793,8 @@ def save(folder, model, tokenizer, writes, state=None):
         aside.rename(folder)
         flush(folder.parent)
     except Exception as error:  # safetensors and torch raise their own kinds when a disk is full
-        raise UserError(f"--output_dir {folder.parent}: {folder.name} can't be written ({' '.join(str(error).split())}); "
-                        "what was saved before is intact, and --resume goes on from it") from None
+        raise UserError(f"--output_dir {folder.parent}: {folder.name} can't be written ({' '.join(str(error).split())})"
+                        "; what was saved before is intact, and --resume goes on from it") from None
 
 
 def flush(path):
@@ -1769,32 +1834,46 @@ def newest_checkpoint(output_dir):
     return None
 
 
-def prune_checkpoints(output_dir, config):
+def prune_checkpoints(output_dir, config, devices):
     """Keep what resuming needs in the last two checkpoints only, and of an unplanned stop nothing once it is passed."""
-    for i, folder in enumerate(checkpoints(output_dir)):
-        if i and (step_of(folder) % config.save_steps or 0 < config.keep_checkpoints <= i):
-            shutil.rmtree(folder)
-        elif i > 1:
-            (folder / "trainer_state.pt").unlink(missing_ok=True)
+    if devices.rank == 0:
+        for i, folder in enumerate(checkpoints(output_dir)):
+            if i and step_of(folder) % config.save_steps:
+                shutil.rmtree(folder)
+            elif i > 1:
+                (folder / "trainer_state.pt").unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    """Write a file whole or not at all."""
+    aside = Path(f"{path}.tmp")
+    aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def version_of(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version(f"{package}-cpu")  # vLLM's build for CPUs has another name
 
 
 @contextlib.contextmanager
-def only_run_in(output_dir, writes):
+def only_run_in(output_dir, devices):
     """Within it no other run has this output_dir. Raises UserError where one has."""
-    if not writes:
+    if devices.rank > 0:
         yield
         return
     output_dir.mkdir(parents=True, exist_ok=True)
-    with (output_dir / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system drops it with the process
-        except BlockingIOError:
-            raise UserError(f"--output_dir {output_dir}: another run is at work in it") from None
-        yield
+    try:
+        with FileLock(output_dir / "lock", timeout=0):  # the system drops it with the process
+            yield
+    except Timeout:
+        raise UserError(f"--output_dir {output_dir}: another run is at work in it") from None
 
 
 class StopSignal:
-    """Within it SIGTERM and Ctrl-C only set `name`, so that the loop can end after the step in hand; a second one ends now."""
+    """Within it SIGTERM and Ctrl-C only set `name`, so that the loop can end after its step; a second one ends now."""
 
     name = None
 
@@ -1808,213 +1887,130 @@ class StopSignal:
         if self.name:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
-        print(f"{self.name}: writing a checkpoint after this step; once more to stop at once", file=sys.stderr, flush=True)
+        print(f"{self.name}: writing a checkpoint after this step; once more to stop at once", file=sys.stderr,
+              flush=True)
 
     def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
 
-def open_output(config):
-    """Make output_dir with config.json, or check that the run in it has the same settings.
-
-    Returns the checkpoint to go on from, or None.
-    """
-    output_dir = Path(config.output_dir)
-    settings = {k: v for k, v in asdict(config).items()
-                if k not in ("output_dir", "resume", "device", "vllm_memory", "report_to")}
-    path = output_dir / "config.json"
-    if path.exists() and (output_dir / "metrics.jsonl").exists():  # without it no step was made
-        if not config.resume:
-            raise UserError(f"--output_dir {output_dir}: holds a run already; pass --resume to go on with it, or name "
-                            "another folder")
-        old = json.loads(path.read_text(encoding="utf-8"))["flags"]
-        changed = sorted(k for k in settings if old.get(k) != settings[k])
-        if changed:
-            raise UserError(f"--resume: {output_dir} was made with other settings: "
-                            + ", ".join(f"--{k} {old.get(k)} (now {settings[k]})" for k in changed))
-        return newest_checkpoint(output_dir)
-    commit = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
-    names = ["torch", "transformers", "peft", "numpy"] + ["vllm"] * (config.rollout_engine == "vllm")
-    versions = {name: version_of(name) for name in names}
-    write_json(path, dict(flags=settings, versions=versions, commit=commit.stdout.strip() or None))
-    return None
-
-
 # ---------------------------------------------------------------------------------------------------------------------
-# The loop.
+# The log: metrics, rollouts, trackers, time and memory.
 
 
-def train(config, devices, draw=draw_rollouts, draws=1):
-    """Train by config.method; afterwards output_dir holds metrics.jsonl, the checkpoints and final/.
+class RunLog:
+    """What a run tells, through its first rank: metrics a step, rollouts where asked for, a tracker, progress."""
 
-    draw: gives the rollouts of a step, as draw_rollouts does, from `draws` times as many examples as an update needs.
-    """
-    if config.batch_size % devices.world:
-        raise UserError(f"--batch_size {config.batch_size}: must be a multiple of the {devices.world} processes")
-    groups = config.batch_size // config.generations
-    if config.method == "grpo" and groups % devices.world:
-        raise UserError(f"--batch_size {config.batch_size}: --generations {config.generations} make {groups} groups, which "
-                        f"must be a multiple of the {devices.world} processes")
-    if config.variant == "official" and config.batch_size % (config.micro_batch_size * devices.world):
-        raise UserError(f"--batch_size {config.batch_size}: must be a multiple of --micro_batch_size "
-                        f"{config.micro_batch_size} x {devices.world} processes, since --variant official normalizes in each")
-    with only_run_in(Path(config.output_dir), devices.rank == 0), StopSignal() as stop:
-        run_steps(config, devices, draw, draws, stop)
-
-
-def run_steps(config, devices, draw, draws, stop):
-    """All updates of a run, or those that are left; stop: the StopSignal that ends it early."""
-    output_dir = Path(config.output_dir)
-    writes = devices.rank == 0  # one process writes
-    resumed = devices.gather([open_output(config) if writes else None])[0]
-    student, tokenizer = load_student(config, devices.device, resumed)
-    if config.fsdp:
-        devices.shard(student)
-    trained = [p for p in student.parameters() if p.requires_grad]
-    teacher = Teacher(config, student, tokenizer, devices) if config.method in ("opd", "opsd") else None
-    groups = [[p for p in trained if isinstance(p, DTensor) == sharded] for sharded in (False, True)]  # never mixed
-    optimizer = torch.optim.AdamW([dict(params=group) for group in groups if group], lr=config.learning_rate,
-                                  weight_decay=0.0, fused=True)
-    first = skipped = 0  # updates skipped in a row
-    if resumed:
-        state = torch.load(resumed / "trainer_state.pt", map_location=devices.device, weights_only=True)
-        torch.set_rng_state(state["random"][devices.rank].cpu())
-        skipped = state["skipped"]
-        optimizer.load_state_dict(state["optimizer"])
-        for p, moments in optimizer.state.items():
-            moments.update({name: split_like(moment, p) for name, moment in moments.items()})
-        first = state["step"]
-        if teacher is not None and state["teacher_copy"] is not None:
-            teacher.copy = [split_like(data, p) for data, p in zip(state["teacher_copy"], trained)]
-    eos_ids = end_ids(student, tokenizer)
-    examples, skipped = load_examples(config, tokenizer, teacher and teacher.tokenizer,
-                                      draws * config.max_steps * config.batch_size)
-    sampler = functools.partial(sample, student)
-    if config.rollout_engine == "vllm":
-        longest = max(len(example.student_prompt) for example in examples)
-        sampler = VllmSampler("--rollout_engine", config.model, config.dtype, devices.device,
-                              longest + config.prefix_tokens, config.vllm_memory, config.lora_r)
-    report = reporter(config) if writes else None
-    metrics_path, rollouts_path = output_dir / "metrics.jsonl", output_dir / "rollouts.jsonl"
-    if writes:
-        for path, rows in ((metrics_path, first), (rollouts_path, first * config.batch_size)):
-            if path.exists():  # later rows are written again
+    def __init__(self, config, devices, first):
+        self.config, self.devices, self.first, self.writes = config, devices, first, devices.rank == 0
+        self.metrics, self.rollouts = (Path(config.output_dir) / name for name in ("metrics.jsonl", "rollouts.jsonl"))
+        self.tracker = tracker_of(config) if self.writes else None
+        for path, rows in ((self.metrics, first), (self.rollouts, first * config.batch_size)):
+            if self.writes and path.exists():  # rows of steps that will be made again
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 path.write_text("".join(lines[:rows]), encoding="utf-8")
-        count = sum(p.numel() for p in trained)
-        print(f"{config.method}: {count:,} trained weights, {config.max_steps} steps of {config.batch_size} from "
-              f"{config.dataset}, {skipped} problems skipped as longer than {config.max_prompt_tokens} tokens"
-              + (f", going on after step {first}" if first else ""), flush=True)
-        print(f"first student prompt: {tokenizer.decode(examples[0].student_prompt)!r}")
+        self.progress_bar = tqdm(range(first, config.max_steps), initial=first, total=config.max_steps,
+                                 disable=not self.writes, desc=config.method, mininterval=1.0)
+
+    def say(self, text):
+        if self.writes:
+            print(text, flush=True)
+
+    def announce(self, student, teacher, tokenizer, examples, too_long):
+        """Say what is about to happen."""
+        config, count = self.config, sum(p.numel() for p in trained_parameters(student))
+        self.say(f"{config.method}: {count:,} trained weights, {config.max_steps} steps of {config.batch_size} from "
+                 f"{config.dataset}, {too_long} problems skipped as longer than {config.max_prompt_tokens} tokens"
+                 + (f", going on after step {self.first}" if self.first else ""))
+        self.say(f"first student prompt: {tokenizer.decode(examples[0].student_prompt)!r}")
         if teacher:
-            print(f"first teacher prompt: {tokenizer.decode(examples[0].teacher_prompt)!r}")
-        print(f"memory: {predict_memory(config, devices, student, teacher, examples)}; {devices.device} has "
-              f"{device_memory(devices.device):.0f} GB", flush=True)
-    bar = tqdm(range(first, config.max_steps), initial=first, total=config.max_steps, disable=not writes,
-               desc=config.method, mininterval=1.0)
-    for step in bar:
-        watch = Stopwatch(devices.device)
-        if devices.device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats()
-        student.train()  # gradient checkpointing asks for it; the models have no dropout
-        drawn, old = {}, None
-        if config.method == "sft":
-            batch = devices.share(examples[step * config.batch_size : (step + 1) * config.batch_size])
-        else:
-            if config.rollout_engine == "vllm":
-                sampler.load(student, full_weights(student))
-                batch, completions, drawn = draw(sampler, tokenizer, examples, step, eos_ids, config, devices)
-            else:
-                with devices.unsharded(student):
-                    batch, completions, drawn = draw(sampler, tokenizer, examples, step, eos_ids, config, devices)
-            watch.lap("rollout")
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        for _ in range(config.iterations if config.method == "grpo" else 1):
-            if config.method == "sft":
-                total, records = sft_step(student, batch, tokenizer, config, devices, watch)
-            elif config.method == "grpo":
-                total, records, old = grpo_step(student, tokenizer, batch, completions, eos_ids, config, devices, watch, old)
-            else:
-                total, records = distillation_step(student, teacher, batch, completions, eos_ids, config, devices, watch,
-                                                   seed=rollout_seed(config, step, 0))
-            grad_norm = update(optimizer, trained, total, config, devices)
-            finite = bool(torch.isfinite(grad_norm))
-            watch.lap("optimizer")
-            if not finite:
-                break
-        if teacher and finite:
-            teacher.follow()
-        watch.lap("optimizer")
-        skipped = 0 if finite else skipped + 1
-        stopped = any(devices.gather([stop.name is not None]))
-        records = devices.gather(records)
-        seconds = sum(watch.seconds.values())
-        if writes:
-            row = dict(step=step + 1, **summarize(records, total.item(), config), **drawn, grad_norm=grad_norm.item(),
-                       skipped=not finite, learning_rate=learning_rate(config, step),
-                       tokens_per_second=sum(r["length"] for r in records) / seconds, seconds=seconds,
-                       **{f"seconds_{phase}": value for phase, value in watch.seconds.items()},
-                       peak_memory_gb=peak_memory(devices.device))
-            row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has none
-            with metrics_path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-            if report:
-                report(row)
-            if config.save_rollouts:
-                with rollouts_path.open("a", encoding="utf-8") as file:
-                    for r in records:
-                        file.write(json.dumps(dict(
-                            step=step + 1, weight=r["renio"], right=r["right"], truncated=r["truncated"],
-                            teacher_entropy=r["teacher_entropy"] / r["length"],
-                            log_ratios=[round(x, 4) for x in r["log_ratios"]])) + "\n")
-            bar.set_postfix(loss="skipped" if not finite else f"{row['loss']:.3f}", seconds=f"{seconds:.2f}", refresh=False)
-        if skipped == 3:
-            broken = output_dir / f"nonfinite-rank{devices.rank}.json"
-            write_json(broken, [dict(problem=example.row["problem"], prompt=example.student_prompt) for example in batch]
-                       if config.method == "sft" else [
-                           dict(problem=example.row["problem"], prompt=example.student_prompt, completion=completion)
-                           for example, completion in zip(batch, completions)])
-            raise UserError(f"step {step + 1}: the third gradient in a row that is not finite; try a lower --learning_rate "
-                            f"or --dtype float32. Its batch is in {broken}; the last checkpoint is intact")
-        if config.save_steps and (step + 1) % config.save_steps == 0 or stopped:
-            save(output_dir / f"checkpoint-{step + 1}", student, tokenizer, writes, full(dict(
-                step=step + 1, optimizer=optimizer.state_dict(), teacher_copy=teacher and teacher.copy, skipped=skipped,
-                random=devices.gather([torch.get_rng_state()]))))
-            if writes and config.save_steps and not stopped:
-                prune_checkpoints(output_dir, config)
-        if stopped and step + 1 < config.max_steps:
-            raise UserError(f"stopped after step {step + 1} of {config.max_steps}; the same command with --resume goes on")
-    save(output_dir / "final", student, tokenizer, writes)
-    if writes:
-        print(f"wrote {output_dir / 'final'}", flush=True)
+            self.say(f"first teacher prompt: {tokenizer.decode(examples[0].teacher_prompt)!r}")
+        self.say(f"memory: {describe_memory(predict_memory(config, self.devices, student, teacher, examples))}; "
+                 f"{self.devices.device} has {device_memory(self.devices.device):.0f} GB")
+
+    def write(self, step, records, total, grad_norm, drawn, watch):
+        """The row of `step` (from 0), of the records of all ranks' rollouts."""
+        if not self.writes:
+            return
+        config, seconds, finite = self.config, sum(watch.seconds.values()), bool(torch.isfinite(grad_norm))
+        row = dict(step=step + 1, **step_metrics(records, total.item(), config), **drawn, grad_norm=grad_norm.item(),
+                   skipped=not finite, learning_rate=learning_rate(config, step),
+                   tokens_per_second=sum(r["length"] for r in records) / seconds, seconds=seconds,
+                   **{f"seconds_{phase}": value for phase, value in watch.seconds.items()},
+                   peak_memory_gb=watch.peak_memory())
+        row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has none
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.tracker:
+            self.tracker({k: v for k, v in row.items() if isinstance(v, (int, float))})
+        if config.save_rollouts:
+            with self.rollouts.open("a", encoding="utf-8") as file:
+                for r in records:
+                    file.write(json.dumps(dict(
+                        step=step + 1, renio_weight=r["renio_weight"], right=r["right"], truncated=r["truncated"],
+                        teacher_entropy=r["teacher_entropy"] / r["length"],
+                        log_ratios=[round(x, 4) for x in r["log_ratios"]])) + "\n")
+        self.progress_bar.set_postfix(loss=f"{row['loss']:.3f}" if finite else "skipped", seconds=f"{seconds:.2f}",
+                                      refresh=False)
 
 
-def update(optimizer, trained, total, config, devices):
-    """Sum the gradients over the devices, divide them by the sum of `total`, clip them and descend; returns their norm.
-
-    Where it is not finite nothing changes.
-    """
-    gradients = [p.grad for p in trained]
-    devices.sum([*gradients, total])
-    for gradient in gradients:
-        local(gradient).div_(total)  # Eq. 8 and 9
-    grad_norm = devices.norm(gradients)
-    if 0 < config.max_grad_norm < grad_norm:
-        for gradient in gradients:
-            local(gradient).mul_(config.max_grad_norm / grad_norm)
-    if torch.isfinite(grad_norm):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return grad_norm
+def rollout_records(rollouts, **columns):
+    """A dict a rollout, in plain numbers: those of the columns (b,), its length, end and verdict."""
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True), length=len(rollout.completion), truncated=rollout.truncated,
+                 right=rollout.right) for rollout, row in zip(rollouts, rows, strict=True)]
 
 
-def reporter(config):
+def distillation_records(rollouts, tokens, losses, weights, config):
+    """What metrics and rollouts.jsonl say of each rollout of a micro-batch."""
+    records = rollout_records(
+        rollouts, loss=losses, weight=weights, renio_weight=renio_weights(tokens, config)[:, 0],
+        divergence=tokens.divergence.sum(1), teacher_entropy=tokens.teacher_entropy.sum(1),
+        negative=((tokens.divergence < 0) & tokens.mask).sum(1),
+        key_tokens=((tokens.log_ratio > config.threshold) & tokens.mask).sum(1))
+    if config.save_rollouts:
+        for record, log_ratio in zip(records, tokens.log_ratio.tolist(), strict=True):
+            record["log_ratios"] = log_ratio[: record["length"]]
+    return records
+
+
+def step_metrics(records, total, config):
+    """The metrics of a step, from the records of all its rollouts (README has a glossary)."""
+    n, tokens = len(records), sum(r["length"] for r in records)
+    metrics = dict(loss=sum(r["loss"] for r in records) / total, completion_length=tokens / n)
+    if config.method == "sft":
+        return metrics
+    graded = [r for r in records if r["right"] is not None]
+    metrics |= dict(truncation_rate=sum(r["truncated"] for r in records) / n, graded=len(graded),
+                    rollout_accuracy=sum(r["right"] for r in graded) / len(graded) if graded else None)
+    if config.method == "grpo":
+        return metrics | dict(reward=sum(r["right"] is True for r in records) / n,
+                              silent_share=sum(r["advantage"] == 0 for r in records) / n,
+                              clipped_share=sum(r["clipped"] for r in records) / tokens)
+    weights = [r["weight"] for r in records]
+    return metrics | dict(
+        divergence=sum(r["divergence"] for r in records) / tokens,
+        teacher_entropy=sum(r["teacher_entropy"] for r in records) / tokens,
+        negative_share=sum(r["negative"] for r in records) / tokens,
+        weight_mean=sum(weights) / n, weight_max=max(weights),
+        effective_sample_size=sum(weights) ** 2 / sum(w * w for w in weights),
+        key_token_share=sum(r["key_tokens"] for r in records) / tokens,
+        weight_auc_wrong=area_under_curve([r["renio_weight"] for r in graded if not r["right"]],
+                                          [r["renio_weight"] for r in graded if r["right"]]))
+
+
+def area_under_curve(above, below):
+    """Chance that one of `above` exceeds one of `below`, ties counting half (AUC); None where either is empty."""
+    if not above or not below:
+        return None
+    return sum((a > b) + (a == b) / 2 for a in above for b in below) / (len(above) * len(below))
+
+
+def tracker_of(config):
     """What sends a row of metrics to --report_to, or None. Raises UserError where that is not installed."""
     if config.report_to == "none":
         return None
-    name = Path(config.output_dir).name
     try:
         if config.report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -2023,73 +2019,217 @@ def reporter(config):
 
             def report(row):
                 for key, value in row.items():
-                    if isinstance(value, (int, float)):
-                        writer.add_scalar(key, value, row["step"])
+                    writer.add_scalar(key, value, row["step"])
                 writer.flush()
             return report
-        tracker = importlib.import_module(config.report_to)
+        tracker = importlib.import_module(config.report_to)  # wandb and trackio have one interface
     except ImportError:
         raise UserError(f"--report_to {config.report_to}: not installed; pip install {config.report_to}") from None
-    tracker.init(project="renio", name=name, config=asdict(config))
-    return lambda row: tracker.log({k: v for k, v in row.items() if isinstance(v, (int, float))}, step=row["step"])
+    tracker.init(project="renio", name=Path(config.output_dir).name, config=asdict(config))
+    return lambda row: tracker.log(row, step=row["step"])
 
 
-def learning_rate(config, step):
-    """Of update `step` (from 0): linear warm-up, then constant, or linear to 0 at schedule_steps."""
-    scale = min(1.0, (step + 1) / (config.warmup_steps or 1))
-    if config.schedule_steps:
-        scale *= 1 - step / config.schedule_steps
-    return config.learning_rate * scale
+def give_up(output_dir, step, rollouts, devices):
+    """End a run of broken gradients, with its batch on the disk."""
+    path = output_dir / f"nonfinite-rank{devices.rank}.json"
+    write_json(path, [dict(problem=rollout.example.row["problem"], prompt=rollout.example.student_prompt,
+                           completion=rollout.completion) for rollout in rollouts])
+    raise UserError(f"step {step + 1}: the third gradient in a row that is not finite; try a lower --learning_rate "
+                    f"or --dtype float32. Its batch is in {path}; the last checkpoint is intact")
+
+
+class Stopwatch:
+    """Seconds of each phase of a step; waits for the GPU, so that work is charged to the phase that started it."""
+
+    def __init__(self, device):
+        self.on_gpu, self.seconds = device.startswith("cuda"), {}
+        if self.on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        self.last = self.now()
+
+    def now(self):
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def lap(self, phase):
+        now = self.now()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.last
+        self.last = now
+
+    def peak_memory(self):
+        """GB: allocated on the GPU in this step, or resident in this process since its start."""
+        if self.on_gpu:
+            return torch.cuda.max_memory_allocated() / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def predict_memory(config, devices, student, teacher, examples):
-    """What a step will hold at its peak, in words, from the shapes of the models and the longest prompts."""
+    """GB that a step will hold of each kind, from the shapes of the models and the longest prompts.
+
+    "rollouts" and the parts of the update, "gradients", "activations" and "logits", are not held together.
+    """
     shape, width = student.config, getattr(torch, config.dtype).itemsize
-
-    def size(tensors):
-        return sum(local(t).numel() * t.element_size() for t in tensors) / 1e9
-
-    weights = [*student.parameters(), *(teacher.copy or [] if teacher else [])]
-    if teacher and teacher.model is not student:
-        weights += teacher.model.parameters()
+    trained = size_of(trained_parameters(student))
+    own_teacher = teacher and teacher.model is not student
     tokens = config.prefix_tokens + max(max(len(e.student_prompt), len(e.teacher_prompt or ())) for e in examples)
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     layer = (10 * hidden + 4 * shape.intermediate_size) * width  # bytes a token that backward needs of one layer
+    adapted = [module for module in student.modules() if hasattr(module, "lora_A")]
+    if config.dtype != "float32":  # an adapter computes in float32, on a copy of each adapted layer's input
+        layer += sum(module.in_features for module in adapted) * 4 / layers
     kept = layers * hidden * width + layer if config.gradient_checkpointing else layers * layer
-    heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
-    head_size = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
-    trained = size(p for p in student.parameters() if p.requires_grad)
-    update = {"gradients": trained, "activations": config.micro_batch_size * tokens * kept / 1e9,
-              "logits": 3 * CHUNK * shape.vocab_size * 4 / 1e9}
-    rollout = 0
-    if teacher and config.rollout_engine == "transformers":
-        rollouts = config.batch_size // devices.world
-        rollout = rollouts * tokens * layers * 2 * heads * head_size * width / 1e9  # keys and values
-        rollout += sum(p.numel() * p.element_size() for layer in decoder_of(student).layers for p in layer.parameters()
-                       if isinstance(p, DTensor) or config.lora_r and not p.requires_grad) / 1e9  # whole, or merged
-    peak = size(weights) + 2 * trained + max(rollout, sum(update.values()))
-    return (f"about {peak:.2f} GB at the peak: weights {size(weights):.2f}, optimizer {2 * trained:.2f}, and the larger of "
-            f"rollouts {rollout:.2f} and " + ", ".join(f"{part} {value:.2f}" for part, value in update.items()))
+    rows = config.micro_batch_size * config.prefix_tokens if config.method == "sft" else CHUNK
+    parts = dict(weights=size_of(student.parameters()) + (size_of(teacher.model.parameters()) if own_teacher else 0),
+                 optimizer=2 * trained, vllm=0.0, rollouts=0.0, gradients=trained,
+                 activations=config.micro_batch_size * tokens * kept / 1e9,
+                 logits=3 * rows * shape.vocab_size * 4 / 1e9)
+    if config.rollout_engine == "vllm":  # held beside the trainer, all the time
+        parts["vllm"] = config.vllm_memory * device_memory(devices.device)
+    elif config.method != "sft":
+        parts["rollouts"] = config.batch_size // devices.world * tokens * cache_bytes(shape, width) / 1e9
+        copied = [module.get_base_layer().weight for module in adapted]  # by merged_adapter
+        whole = [p for p in student.parameters() if isinstance(p, DTensor)]  # by Devices.unsharded
+        parts["rollouts"] += sum(p.numel() * p.element_size() for p in copied + whole) / 1e9
+    return parts
 
 
-def peak_memory(device):
-    """GB: allocated on the GPU in this step, or resident in this process since its start."""
+def describe_memory(parts):
+    """The parts of predict_memory in words, with the peak that they make."""
+    update = {name: parts[name] for name in ("gradients", "activations", "logits")}
+    peak = parts["weights"] + parts["optimizer"] + parts["vllm"] + max(parts["rollouts"], sum(update.values()))
+    return (f"about {peak:.2f} GB at the peak: weights {parts['weights']:.2f}, optimizer {parts['optimizer']:.2f}, "
+            + f"vLLM {parts['vllm']:.2f}, " * (parts["vllm"] > 0)
+            + f"and the larger of rollouts {parts['rollouts']:.2f} and "
+            + ", ".join(f"{name} {value:.2f}" for name, value in update.items()))
+
+
+def size_of(tensors):
+    """GB of this rank's parts."""
+    return sum(local_part(t).numel() * t.element_size() for t in tensors) / 1e9
+
+
+def cache_bytes(shape, width):
+    """Bytes of keys and values a token, for a model of this config with numbers of `width` bytes."""
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return shape.num_hidden_layers * 2 * heads * head_size * width
+
+
+def device_memory(device):
+    """GB that the device has in all."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+        return torch.cuda.get_device_properties(device).total_memory / 1e9
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
-def main(argv=None, kind=Config, run=train):
-    """Parse the flags of `kind` and run; mistakes end with one line. filter_experiments.py comes through here too."""
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line.
+
+
+class Parser(HfArgumentParser):
+    """Errors in one line, without the usage of fifty flags before it."""
+
+    def add_argument(self, *names, low=None, high=None, **words):  # bounds are `check_bounds`'s
+        return super().add_argument(*names, **words)
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def parse_config(argv, config_class=Config):
+    """A Config, or one of a class that adds flags to it, from command-line words.
+
+    The presets of --scale, --method and --variant come first, then explicit flags. Raises UserError for flags that are
+    unknown, out of range, or contradict each other.
+    """
+    parser = Parser(config_class, description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    first = parser.parse_args([word for word in argv if word not in ("-h", "--help")])
+    parser.set_defaults(**SCALES[first.scale][first.method] | VARIANTS[first.variant])
+    config = config_class(**vars(parser.parse_args(argv)))
+    check_bounds(config)
+    check(config)
+    return config
+
+
+def need(true, text):
+    """Raise UserError with this text unless it is true."""
+    if not true:
+        raise UserError(text)
+
+
+def check_bounds(config):
+    """Raise UserError for a number out of its flag's bounds."""
+    for f in fields(config):
+        value, low, high = getattr(config, f.name), f.metadata["low"], f.metadata["high"]
+        if isinstance(value, (int, float)):
+            need(not math.isnan(value), f"--{f.name} nan: must be a number")
+            need(not isinstance(value, int) or abs(value) < 2**31, f"--{f.name} {value}: must lie within 2^31")
+            need(low is None or value >= low, f"--{f.name} {value}: must be at least {low}")
+            need(high is None or value <= high, f"--{f.name} {value}: must be at most {high}")
+
+
+def check(config):
+    """Raise UserError for flags that contradict each other."""
+    need(config.output_dir, "--output_dir: required")
+    need(config.max_steps * config.batch_size < 10**8,
+         f"--max_steps {config.max_steps} x --batch_size {config.batch_size}: at most 100 million rollouts a run")
+    need(not config.schedule_steps or config.schedule_steps >= config.max_steps,
+         f"--schedule_steps {config.schedule_steps}: the rate would be 0 before --max_steps {config.max_steps}")
+    lowest = -math.inf if config.log_ratio_clip_min is None else config.log_ratio_clip_min
+    need(lowest < config.log_ratio_clip,
+         f"--log_ratio_clip_min {lowest}: must be below --log_ratio_clip {config.log_ratio_clip}")
+    if config.variant == "official":
+        need(config.log_ratio_clip_min is None,
+             "--log_ratio_clip_min: the released code has no lower clip; drop it or --variant official")
+        need(config.weighting in ("none", "renio"),
+             f"--variant official: the released code has no weighting {config.weighting}")
+    need(config.weighting != "correctness" or config.log_ratio_clip < math.inf,
+         "--log_ratio_clip inf: the weight of a wrong rollout under --weighting correctness, so it must be finite")
+    need(config.privileged_share == 0 or config.method == "sft", "--privileged_share: only for --method sft")
+    need(config.method == "opd" or config.teacher is None,
+         f"--teacher: not used by {config.method}" + ", whose teacher is its own start" * (config.method == "opsd"))
+    need(config.method != "opd" or config.teacher is not None,
+         "--method opd: give a --teacher (a folder or a hub name), or take --method opsd")
+    if config.method in ("sft", "grpo"):
+        need(config.weighting == "none", f"--weighting: {config.method} has no divergence to weight")
+        need(not config.save_rollouts, f"--save_rollouts: {config.method} has no log-ratios to write")
+    if config.method == "grpo":
+        need(config.batch_size % config.generations == 0,
+             f"--generations {config.generations}: must divide --batch_size {config.batch_size}")
+    if config.rollout_engine == "vllm":
+        need(config.method != "sft", "--rollout_engine vllm: sft has no rollouts")
+        need(not config.model.startswith("init:"),
+             f"--rollout_engine vllm: needs a model from a folder or the hub, not --model {config.model}")
+        need_vllm("--rollout_engine")
+
+
+def check_split(config, devices):
+    """Raise UserError where a batch can't be split over the processes."""
+    need(config.batch_size % devices.world == 0,
+         f"--batch_size {config.batch_size}: must be a multiple of the {devices.world} processes")
+    if config.method == "grpo":
+        groups = config.batch_size // config.generations
+        need(groups % devices.world == 0,
+             f"--batch_size {config.batch_size}: --generations {config.generations} make {groups} groups, which must be "
+             f"a multiple of the {devices.world} processes")
+    if config.variant == "official":
+        need(config.batch_size % (config.micro_batch_size * devices.world) == 0,
+             f"--batch_size {config.batch_size}: must be a multiple of --micro_batch_size {config.micro_batch_size} x "
+             f"{devices.world} processes, since --variant official normalizes in each")
+
+
+def main(argv=None, config_class=Config, run=train):
+    """Parse the flags of `config_class` and run; mistakes end with one line. filter_experiments.py comes here too."""
     script = Path(sys.argv[0]).name
     try:
-        config = parse_config(sys.argv[1:] if argv is None else argv, kind)
+        config = parse_config(sys.argv[1:] if argv is None else argv, config_class)
         run(config, connect(config))
     except UserError as error:
         sys.exit(f"{script}: {error}")
     except OSError as error:
-        sys.exit(f"{script}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; what was saved "
-                 "before is intact, and --resume goes on from it")
+        sys.exit(f"{script}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; what "
+                 "was saved before is intact, and --resume goes on from it")
     except torch.cuda.OutOfMemoryError as error:
         sys.exit(f"{script}: {str(error).splitlines()[0]} Lower --micro_batch_size, then --prefix_tokens")
     finally:

@@ -58,10 +58,15 @@ def examples_of(config, tokenizer, n):
     return renio.load_examples(config, tokenizer, tokenizer, n)[0]
 
 
-def graded_step(student, teacher, examples, completions, eos_ids, config):
+def rollouts_of(examples, completions, eos_ids=(1,), right=None):
+    """Rollouts of the examples with these completions, and with the verdicts where they are given."""
+    return [renio.Rollout(example, completion, completion[-1] not in eos_ids, verdict)
+            for example, completion, verdict in zip(examples, completions, right or [None] * len(examples), strict=True)]
+
+
+def distilled(student, teacher, rollouts, config):
     """distillation_step on one device, without its clock."""
-    return renio.distillation_step(student, teacher, examples, completions, eos_ids, config, renio.Devices("cpu"),
-                                   renio.Stopwatch("cpu"))
+    return renio.distillation_step(student, teacher, rollouts, config, renio.Devices("cpu"), renio.Stopwatch("cpu"))
 
 
 def completion_logits(model, prompts, completions):
@@ -76,7 +81,7 @@ def completion_logits(model, prompts, completions):
 
 @torch.no_grad()
 def teacher_logits(teacher, prompts, completions):
-    with teacher.weights():
+    with teacher.as_teacher():
         return completion_logits(teacher.model, prompts, completions)[0]
 
 

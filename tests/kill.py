@@ -29,7 +29,6 @@ KINDS = {  # flags of renio.py; {base} is a folder with a micro model
     "opd-lora": "--method opd --model {base} --teacher {base} --lora_r 4 --weighting renio_shuffled",
     "opsd": "--method opsd --model {base} --weighting renio",
     "opsd-lora": "--method opsd --model {base} --lora_r 4 --save_rollouts True",
-    "opsd-ema": "--method opsd --model {base} --teacher_mode ema",
     "grpo": "--method grpo --model {base} --generations 4",
     "grpo-lora": "--method grpo --model {base} --generations 4 --lora_r 4",
     "two-ranks": "--method opsd --model {base} --weighting renio --micro_batch_size 2",

@@ -92,10 +92,17 @@ def test_two_processes_make_the_update_of_one(tmp_path):
 def test_ranks_draw_different_rollouts_and_share_the_batch(config, tokenizer, model):
     flags = config("--method", "opsd", "--batch_size", 4)
     examples = examples_of(flags, tokenizer, 8)
-    drawn = [renio.draw_rollouts(functools.partial(sample, model), tokenizer, examples, 1, [1], flags,
-                                 renio.Devices("cpu", rank, 2)) for rank in (0, 1)]
-    assert [e.row for batch, _, _ in drawn for e in batch] == [examples[i].row for i in (4, 6, 5, 7)]
-    assert drawn[0][1] != drawn[1][1]
+    drawn = [renio.draw_rollouts(sampler_of(flags, model, tokenizer, examples), examples, 1, flags,
+                                 renio.Devices("cpu", rank, 2))[0] for rank in (0, 1)]
+    assert [r.example.row for rollouts in drawn for r in rollouts] == [examples[i].row for i in (4, 6, 5, 7)]
+    assert [r.completion for r in drawn[0]] != [r.completion for r in drawn[1]]
+
+
+def sampler_of(flags, model, tokenizer, examples):
+    """A RolloutSampler of the model, outside of a run."""
+    sampler = renio.RolloutSampler(flags, model, tokenizer, examples, renio.Devices("cpu"))
+    sampler.watch = renio.Stopwatch("cpu")
+    return sampler
 
 
 # --- the filter study -------------------------------------------------------------------------------------------------
@@ -108,7 +115,7 @@ def half_right(monkeypatch):
     def grade(tokenizer, completion, row, eos_ids):
         return verdicts.setdefault(tuple(completion), (True, False, None)[len(verdicts) % 3])
 
-    monkeypatch.setattr(filter_experiments, "grade_rollout", grade)
+    monkeypatch.setattr(renio, "grade_rollout", grade)
     return verdicts
 
 
@@ -117,22 +124,23 @@ def test_an_arm_trains_on_its_own_rollouts_and_as_many_as_any_other(tmp_path, to
     flags = renio.parse_config(["--method", "opsd", "--arm", arm, "--batch_size", "8", "--output_dir", str(tmp_path)],
                                filter_experiments.FilterConfig)
     examples = examples_of(flags, tokenizer, 2 * 8 * flags.max_draws)
-    batch, completions, drawn = filter_experiments.draw_free(functools.partial(sample, model), tokenizer, examples,
-                                                                 1, [1], flags, renio.Devices("cpu"))
-    assert len(batch) == len(completions) == 8
-    assert {half_right[tuple(c)] for c in completions} == seen
+    rollouts, drawn = filter_experiments.draw_free(sampler_of(flags, model, tokenizer, examples), examples, 1, flags,
+                                                   renio.Devices("cpu"))
+    assert len(rollouts) == 8
+    assert {half_right[tuple(r.completion)] for r in rollouts} == seen
     counts = Counter(half_right.values())
     assert drawn == dict(drawn=len(half_right), drawn_right=counts[True], drawn_ungradable=counts[None])
     second = {e.row["problem"] for e in examples[8 * flags.max_draws:]}
-    assert {e.row["problem"] for e in batch} <= second  # each step has problems of its own
+    assert {r.example.row["problem"] for r in rollouts} <= second  # each step has problems of its own
 
 
 def test_an_arm_that_starves_says_so(tmp_path, tokenizer, model):
     flags = renio.parse_config(["--method", "opsd", "--arm", "correct", "--batch_size", "4", "--max_draws", "2",
                                 "--output_dir", str(tmp_path)], filter_experiments.FilterConfig)
     with pytest.raises(UserError, match="correct arm starves: 0 of 4 rollouts in 8 draws .*raise --max_draws"):
-        filter_experiments.draw_free(functools.partial(sample, model), tokenizer,
-                                         examples_of(flags, tokenizer, 8), 0, [1], flags, renio.Devices("cpu"))
+        examples = examples_of(flags, tokenizer, 8)
+        filter_experiments.draw_free(sampler_of(flags, model, tokenizer, examples), examples, 0, flags,
+                                     renio.Devices("cpu"))
 
 
 def matched(devices, folder, *words, graded=True):
@@ -140,8 +148,7 @@ def matched(devices, folder, *words, graded=True):
                                 "--save_steps", "1", "--prefix_tokens", "12", "--output_dir", str(folder), *words],
                                filter_experiments.FilterConfig)
     if not graded:  # an untrained student gives no answer; any sum that 3 divides is right
-        renio.grade_rollout = filter_experiments.grade_rollout = lambda tokenizer, completion, *_: (
-            True, False, None)[sum(completion) % 3]
+        renio.grade_rollout = lambda tokenizer, completion, *_: (True, False, None)[sum(completion) % 3]
     filter_experiments.study(flags, devices)
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT, examples_of
+from conftest import ROOT, examples_of, rollouts_of
 from torch.distributed.tensor import DTensor
 
 import renio
@@ -36,18 +36,18 @@ def connected(rank, world, rendezvous, function, args):
         dist.destroy_process_group()
 
 
-def save_gradient(devices, config, examples, completions, path):
+def save_gradient(devices, config, rollouts, path):
     student, tokenizer = renio.load_student(config, "cpu")
     if config.fsdp:
         devices.shard(student)
     teacher = renio.Teacher(config, student, tokenizer, devices)
-    total, records = renio.distillation_step(student, teacher, devices.share(examples), devices.share(completions), [1],
-                                             config, devices, renio.Stopwatch("cpu"))
+    total, records = renio.distillation_step(student, teacher, devices.part_of(rollouts), config, devices,
+                                             renio.Stopwatch("cpu"))
     gradients = [p.grad for p in student.parameters()]
     devices.sum([*gradients, total])
     weights = [record["weight"] for record in devices.gather(records)]
     norm = devices.norm(gradients)
-    gradients = renio.full(gradients)
+    gradients = [g.full_tensor() if isinstance(g, DTensor) else g for g in gradients]
     if devices.rank == 0:
         torch.save((torch.cat([g.flatten() for g in gradients]) / total, (norm / total).item(), sorted(weights)), path)
 
@@ -58,11 +58,12 @@ def test_the_update_is_the_same_for_any_split_and_any_number_of_processes(tmp_pa
         flags = config("--method", "opd", "--teacher", micro_model, "--weighting", "renio", "--threshold", 0.01,
                        "--micro_batch_size", micro_batch_size, *words)
         path = tmp_path / "gradient.pt"
-        in_processes(world, tmp_path, save_gradient, flags, examples, completions, path)
+        in_processes(world, tmp_path, save_gradient, flags, rollouts, path)
         return torch.load(path)
 
     examples = examples_of(config("--method", "opd", "--teacher", "none"), tokenizer, 32)
     completions = sample(model, [example.student_prompt for example in examples], 14, list(range(20, 30)), seed=2)
+    rollouts = rollouts_of(examples, completions)
     whole, whole_norm, weights = update(1, 32)
     assert torch.tensor(weights).std() > 0.01
     for world, micro_batch_size, *words in ((1, 8), (1, 4), (2, 16), (2, 4), (4, 8), (4, 2), (2, 8, "--fsdp")):
@@ -79,8 +80,7 @@ def run_train(devices, config):
     "--method opd --teacher MODEL",
     "--method opd --teacher MODEL --lora_r 4 --dtype bfloat16 --gradient_checkpointing",
     "--method opsd --lora_r 4 --max_grad_norm 0.01",
-    "--method opsd --teacher_mode initial",
-    "--method opsd --teacher_mode ema --ema_decay 0.5",
+    "--method opsd",
     "--method sft --max_steps 3 --schedule_steps 3",
 ])
 def test_sharded_weights_train_as_whole_ones(tmp_path, config, micro_model, words):
@@ -117,7 +117,7 @@ def sample_apart(devices, config):
         assert sample(student, prompts, 4 + 9 * devices.rank, ends, seed=devices.rank) == expected
     layers = list(renio.decoder_of(student).layers.parameters())
     assert all(isinstance(p, DTensor) for p in layers)
-    assert sum(renio.local(p).numel() for p in layers) == sum(p.numel() for p in layers) // devices.world
+    assert sum(renio.local_part(p).numel() for p in layers) == sum(p.numel() for p in layers) // devices.world
 
 
 def test_ranks_sample_sharded_models_apart_and_hold_half_of_them_afterwards(tmp_path, config, micro_model):

@@ -90,20 +90,15 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(config, tmp_path, ca
     assert outcome(tmp_path / "run") == whole
 
 
-def test_the_last_two_checkpoints_can_be_resumed_and_so_many_stay(config, tmp_path):
+def test_the_last_two_checkpoints_can_be_resumed_and_all_weights_stay(config, tmp_path):
     trained(config)
     kept = {path.name: (path / "trainer_state.pt").exists() for path in (tmp_path / "run").glob("checkpoint-*")}
     assert kept == {"checkpoint-2": False, "checkpoint-4": True, "checkpoint-6": True}
     assert len(renio.load_model(str(tmp_path / "run" / "checkpoint-2")).state_dict()) > 0
 
 
-def test_keep_checkpoints_removes_the_oldest(config, tmp_path):
-    trained(config, "--keep_checkpoints", 2)
-    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
-
-
 def test_two_runs_in_one_folder_at_once_are_refused(config, tmp_path):
-    with renio.only_run_in(tmp_path / "run", True):
+    with renio.only_run_in(tmp_path / "run", renio.Devices("cpu")):
         with pytest.raises(UserError, match="another run is at work in it"):
             trained(config)
     trained(config)
@@ -330,4 +325,4 @@ def test_a_tracker_that_is_not_installed_is_named(config, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
         monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
         with pytest.raises(UserError, match=f"--report_to {name}: not installed; pip install {name}"):
-            renio.reporter(config("--method", "sft", "--report_to", name))
+            renio.tracker_of(config("--method", "sft", "--report_to", name))

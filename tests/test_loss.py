@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from renio import fused_divergence, sample_weights, token_divergence, token_logprobs
+from renio import fused_divergence, official_sample_weights, sample_weights, token_divergence, token_logprobs
 
 
 def random_logits(*shape, seed=0):
@@ -36,9 +36,9 @@ def test_every_golden_case_agrees_in_values_and_gradients(shared):
         close(teacher_logprobs[mask], golden("teacher_token_logprobs")[mask])
         weights = torch.ones(len(mask), dtype=torch.float64)
         if case["renio"]:
-            weights = sample_weights(student_logprobs, teacher_logprobs, mask, case["threshold"],
-                                     case["log_ratio_clip"], weight_temperature=case["weight_temperature"],
-                                     norm=case["weight_norm"].removesuffix("_mean"), variant="official")
+            weights = official_sample_weights(student_logprobs, teacher_logprobs, mask, case["threshold"],
+                                              case["log_ratio_clip"], case["weight_temperature"],
+                                              case["weight_norm"].removesuffix("_mean"))
         close(weights, golden("sample_weights"))
         per_sample = (divergence * mask).sum(1) / mask.sum(1)
         close(per_sample, golden("per_sample_divergence"))
@@ -123,8 +123,8 @@ def test_the_fused_divergence_has_the_values_and_gradients_of_the_plain_one(sett
                 token_logprobs(teacher_logits, tokens, temperature), -(log_t.exp() * log_t).sum(-1))
     expected_gradients = torch.autograd.grad(plain @ factors, trained)
 
-    fused = fused_divergence(hidden, teacher_hidden, head, teacher_head, tokens, **settings, chunk=chunk,
-                             student_bias=bias, teacher_bias=teacher_bias)
+    heads = ((head, bias), (teacher_head, teacher_bias)) if biases else (head, teacher_head)
+    fused = fused_divergence(hidden, teacher_hidden, *heads, tokens, **settings, chunk=chunk)
     for ours, theirs in zip(fused, expected):
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-10, atol=1e-12, check_stride=False)
     for ours, theirs in zip(torch.autograd.grad(fused.divergence @ factors, trained), expected_gradients):
@@ -165,49 +165,50 @@ def log_ratios(*rows):
 
 def test_weights_by_hand_and_what_stands_outside_the_mask_is_not_read():
     ratios = log_ratios([1.0, 4.0, 0.5, -2.0], [0.75, 0.125], [2.0])
-    raw = sample_weights(*ratios, threshold=0.75, clip_max=3.0, norm="none")
+    weights = sample_weights(*ratios, threshold=0.75, clip_max=3.0)
     # row 0: key tokens 1.0 and 4.0 -> 3.0; row 1: 0.75 is not above the threshold, no key token; row 2: 2.0
-    torch.testing.assert_close(raw, torch.tensor([math.exp(2.0), 1.0, math.exp(2.0)], dtype=torch.float64))
-    normalized = sample_weights(*ratios, threshold=0.8, clip_max=3.0)
-    torch.testing.assert_close(normalized, raw / raw.mean())
-    tempered = sample_weights(*ratios, threshold=0.8, clip_max=3.0, norm="none", weight_temperature=2.0)
-    assert tempered[2].item() == pytest.approx(math.exp(1.0))
+    torch.testing.assert_close(weights, torch.tensor([math.exp(2.0), 1.0, math.exp(2.0)], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("threshold", [-math.inf, -0.5])
+def test_padding_is_never_key_however_low_the_threshold(threshold):
+    ratios = log_ratios([1.0, 0.5, 0.0, 0.75], [2.0], [-0.25, 1.0])
+    expected = torch.tensor([2.25 / 4, 2.0, 0.375], dtype=torch.float64).exp()  # of all tokens, and of no padding
+    torch.testing.assert_close(sample_weights(*ratios, threshold, 3.0), expected)
+    torch.testing.assert_close(official_sample_weights(*ratios, threshold, 3.0, norm="none"), expected)
 
 
 def test_clip_from_below_counts_only_on_key_tokens():
     ratios = log_ratios([0.2, 3.0, -9.0])
-    weights = sample_weights(*ratios, threshold=0.1, clip_max=3.0, clip_min=1.0, norm="none")
+    weights = sample_weights(*ratios, threshold=0.1, clip_max=3.0, clip_min=1.0)
     assert weights.item() == pytest.approx(math.exp((1.0 + 3.0) / 2))
 
 
-def test_official_variant_clips_first_selects_with_equality_and_caps_at_ten():
+def test_the_released_weight_clips_first_selects_with_equality_and_caps_at_ten():
     ratios = log_ratios([0.75, 4.0], [0.125, 0.25])  # binary fractions, so that equality is exact
-    weights = sample_weights(*ratios, threshold=0.75, clip_max=2.0, norm="none", variant="official")
+    weights = official_sample_weights(*ratios, threshold=0.75, clip_max=2.0, norm="none")
     assert weights.tolist() == pytest.approx([math.exp((0.75 + 2.0) / 2), 1.0])
-    starved = sample_weights(*ratios, threshold=2.5, clip_max=2.0, norm="none", variant="official")
+    starved = official_sample_weights(*ratios, threshold=2.5, clip_max=2.0, norm="none")
     assert starved.tolist() == [1.0, 1.0]  # clipped to 2.0 before the comparison with 2.5
     many = log_ratios([9.0], *[[0.0]] * 30)
-    assert sample_weights(*many, threshold=0.8, clip_max=9.0, variant="official").max().item() == 10.0
-    assert sample_weights(*many, threshold=0.8, clip_max=9.0).max().item() > 30
+    assert official_sample_weights(*many, threshold=0.8, clip_max=9.0).max().item() == 10.0
+    assert sample_weights(*many, threshold=0.8, clip_max=9.0).max().item() == pytest.approx(math.exp(9.0))
+    tempered = official_sample_weights(*many, threshold=0.8, clip_max=9.0, weight_temperature=4.5, norm="none")
+    assert tempered[0].item() == pytest.approx(math.exp(2.0))
+    clamped = official_sample_weights(*many, threshold=0.8, clip_max=9.0, norm="clamp")
+    assert clamped[0].item() == pytest.approx(10 / (40 / 31))  # clamped to 10, then divided by the mean of it and 30 ones
 
 
 def test_no_key_token_gives_weight_one():
     ratios = log_ratios([0.75, -3.0, 0.0], [-1.0, -1.0, -1.0])
-    for variant, threshold in (("paper", 0.75), ("official", 0.9)):
-        assert sample_weights(*ratios, threshold, 3.0, norm="none", variant=variant).tolist() == [1.0, 1.0]
+    assert sample_weights(*ratios, 0.75, 3.0).tolist() == [1.0, 1.0]
+    assert official_sample_weights(*ratios, 0.9, 3.0, norm="none").tolist() == [1.0, 1.0]
 
 
 def test_a_sample_without_tokens_has_weight_one():
     student, teacher, mask = log_ratios([1.0], [2.0])
     mask[0] = False
-    assert sample_weights(student, teacher, mask, 0.8, 3.0, norm="none")[0].item() == 1.0
-
-
-def test_weights_average_one():
-    student, teacher = random_logits(32, 9), random_logits(32, 9, seed=1)
-    weights = sample_weights(student, teacher, torch.ones(32, 9), 0.8, 3.0)
-    assert weights.mean().item() == pytest.approx(1.0, rel=1e-12)
-    assert weights.min() > 0
+    assert sample_weights(student, teacher, mask, 0.8, 3.0)[0].item() == 1.0
 
 
 def test_weights_are_detached():
@@ -223,8 +224,7 @@ def test_weights_are_detached():
     (lambda x: token_divergence(x, x, entry_clip=0.1), "entry_clip"),
     (lambda x: fused_divergence(x[0], x[0], x[0], x[0], torch.zeros(3).long(), beta=-1), "beta"),
     (lambda x: sample_weights(x[0], x[0], x[0, :, :2], 0.8, 3.0), "one shape"),
-    (lambda x: sample_weights(x[0], x[0], x[0], 0.8, 3.0, norm="sum"), "norm"),
-    (lambda x: sample_weights(x[0], x[0], x[0], 0.8, 3.0, norm="clamp"), "official"),
+    (lambda x: official_sample_weights(x[0], x[0], x[0], 0.8, 3.0, norm="sum"), "norm"),
 ])
 def test_wrong_arguments_are_named(call, words):
     with pytest.raises(ValueError, match=words):

@@ -6,19 +6,23 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import examples_of, graded_step
+from conftest import distilled, examples_of, rollouts_of
 from test_devices import in_processes
 
 import renio
 from renio import Devices, UserError, sample
 
-SETTINGS = SimpleNamespace(threshold=0.8, log_ratio_clip=2.0, log_ratio_clip_min=None, weight_temperature=1.0,
-                           variant="paper")
+SETTINGS = SimpleNamespace(threshold=0.8, log_ratio_clip=2.0, log_ratio_clip_min=None)
 # log p_S - log p_T: [1, 0.5, 3] and [-1, -4], and a padded place that nothing may read
 STUDENT = torch.tensor([[-1.0, -0.5, -1.0], [-2.0, -5.0, 9.0]])
 TEACHER = torch.tensor([[-2.0, -1.0, -4.0], [-1.0, -1.0, -9.0]])
 MASK = torch.tensor([[True, True, True], [True, True, False]])
 E, S = math.exp, lambda x: 1 / (1 + math.exp(-x))
+
+
+def columns(student, teacher, mask, right):
+    """TokenColumns with these log-probabilities."""
+    return renio.TokenColumns(torch.zeros_like(student), student, teacher, torch.zeros_like(student), mask, right)
 
 
 @pytest.mark.parametrize("name, expected", [
@@ -33,7 +37,7 @@ E, S = math.exp, lambda x: 1 / (1 + math.exp(-x))
 ])
 def test_each_weighting_gives_the_weights_worked_by_hand(name, expected):
     weigh, _ = renio.WEIGHTINGS[name]
-    weights = weigh(STUDENT, TEACHER, MASK, SETTINGS, [None, False])
+    weights = weigh(columns(STUDENT, TEACHER, MASK, [None, False]), SETTINGS)
     for row, numbers in zip(weights.tolist(), expected):
         assert row[: len(numbers)] == pytest.approx(numbers, rel=1e-6)
 
@@ -41,21 +45,23 @@ def test_each_weighting_gives_the_weights_worked_by_hand(name, expected):
 def test_an_agreeing_or_one_token_sample_has_finite_weights():
     same = torch.zeros(2, 1)
     for weigh, _ in renio.WEIGHTINGS.values():
-        assert weigh(same, same, torch.ones(2, 1, dtype=torch.bool), SETTINGS, [True, False]).isfinite().all()
+        tokens = columns(same, same, torch.ones(2, 1, dtype=torch.bool), [True, False])
+        assert weigh(tokens, SETTINGS).isfinite().all()
 
 
 @pytest.fixture
 def batch(config, tokenizer, model):
     examples = examples_of(config("--method", "opsd"), tokenizer, 8)
-    return examples, sample(model, [e.student_prompt for e in examples], 14, list(range(20, 30)), seed=2)
+    completions = sample(model, [e.student_prompt for e in examples], 14, list(range(20, 30)), seed=2)
+    return rollouts_of(examples, completions, right=[True, False, None, False] * 2)
 
 
 def step(config, tokenizer, model, batch, *words):
     """The update's gradient and the records of one distillation step."""
-    flags = config("--method", "opsd", "--teacher_mode", "live", "--threshold", 0.01, *words)
+    flags = config("--method", "opsd", "--threshold", 0.01, *words)
     model.zero_grad()
     teacher = renio.Teacher(flags, model, tokenizer, Devices("cpu"))
-    total, records = graded_step(model, teacher, *batch, [1], flags)
+    total, records = distilled(model, teacher, batch, flags)
     return torch.cat([p.grad.flatten() for p in model.parameters()]) / total, records
 
 
@@ -68,10 +74,10 @@ def test_every_weighting_gives_one_update_however_the_batch_is_split(config, tok
 
 
 def test_token_weights_multiply_each_tokens_divergence(config, tokenizer, model, batch):
-    flags = config("--method", "opsd", "--teacher_mode", "live")
+    flags = config("--method", "opsd")
     teacher = renio.Teacher(flags, model, tokenizer, Devices("cpu"))
-    divergence, *_, mask = renio.compare(model, teacher, *batch, flags, renio.Stopwatch("cpu"))
-    expected = (divergence * renio.pw_weights(None, None, mask, None, None)).sum(1)
+    tokens = renio.token_columns(model, teacher, batch, flags, renio.Stopwatch("cpu"))
+    expected = (tokens.divergence * renio.pw_weights(tokens, flags)).sum(1)
     _, records = step(config, tokenizer, model, batch, "--weighting", "pw")
     assert [record["loss"] for record in records] == pytest.approx(expected.tolist(), rel=1e-4)
 
@@ -82,23 +88,22 @@ def test_shuffled_weights_are_those_of_the_batch_on_other_samples(config, tokeni
     weights = [[record["weight"] for record in records] for records in (plain, shuffled)]
     assert sorted(weights[0]) == pytest.approx(sorted(weights[1]), rel=1e-5)
     assert weights[0] != pytest.approx(weights[1], rel=1e-3)
-    assert [record["renio"] for record in shuffled] == pytest.approx(weights[0], rel=1e-5)  # what it would have been
+    assert [record["renio_weight"] for record in shuffled] == pytest.approx(weights[0], rel=1e-5)  # what it would have been
 
 
-def shuffled_over_ranks(devices, flags, examples, completions, path):
+def shuffled_over_ranks(devices, flags, rollouts, path):
     student, tokenizer = renio.load_student(flags, "cpu")
     teacher = renio.Teacher(flags, student, tokenizer, devices)
-    _, records = renio.distillation_step(student, teacher, devices.share(examples), devices.share(completions), [1], flags,
-                                         devices, renio.Stopwatch("cpu"))
+    _, records = renio.distillation_step(student, teacher, devices.part_of(rollouts), flags, devices,
+                                         renio.Stopwatch("cpu"))
     records = devices.gather(records)
     if devices.rank == 0:
-        torch.save([(record["renio"], record["weight"]) for record in records], path)
+        torch.save([(record["renio_weight"], record["weight"]) for record in records], path)
 
 
 def test_weights_are_shuffled_over_all_ranks(tmp_path, config, batch, micro_model):
-    flags = config("--method", "opsd", "--teacher_mode", "live", "--threshold", 0.01, "--weighting", "renio_shuffled",
-                   "--model", micro_model)
-    in_processes(2, tmp_path, shuffled_over_ranks, flags, *batch, tmp_path / "weights.pt")
+    flags = config("--method", "opsd", "--threshold", 0.01, "--weighting", "renio_shuffled", "--model", micro_model)
+    in_processes(2, tmp_path, shuffled_over_ranks, flags, batch, tmp_path / "weights.pt")
     own, used = zip(*torch.load(tmp_path / "weights.pt"))
     assert sorted(own) == pytest.approx(sorted(used), rel=1e-5)
     assert sorted(own[:4]) != pytest.approx(sorted(used[:4]), rel=1e-3)
@@ -123,14 +128,14 @@ def test_the_clipped_objective_stops_pulling_where_the_ratio_has_gone_far_enough
     assert logprobs.grad[1].tolist() == pytest.approx([0.0, -2.0, -3.0])
 
 
-def test_the_first_update_follows_the_policy_gradient(config, tokenizer, model, monkeypatch):
+def test_the_first_update_follows_the_policy_gradient(config, tokenizer, model):
     flags = config("--method", "grpo", "--batch_size", 8, "--generations", 4, "--micro_batch_size", 3)
     examples = [e for e in examples_of(flags, tokenizer, 2) for _ in range(4)]
     completions = sample(model, [e.student_prompt for e in examples], 14, list(range(20, 30)), seed=2)
     verdicts = [True, False, None, True, False, False, True, False]
-    monkeypatch.setattr(renio, "grade_rollout", lambda *_, given=iter(verdicts): next(given))
-    total, records, old = renio.grpo_step(model, tokenizer, examples, completions, [1], flags, Devices("cpu"),
-                                          renio.Stopwatch("cpu"))
+    old = []
+    total, records = renio.grpo_step(model, rollouts_of(examples, completions, right=verdicts), old, flags, Devices("cpu"),
+                                     renio.Stopwatch("cpu"))
     ours = torch.cat([p.grad.flatten() for p in model.parameters()]) / total
     model.zero_grad()
     advantages = renio.grpo_advantages([1, 0, 0, 1, 0, 0, 1, 0], 4)
@@ -155,7 +160,7 @@ def test_grpo_lifts_the_reward(config, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words, message", [
-    ("--generations 5", "--generations 5: must be at least 2 and divide --batch_size 32"),
+    ("--generations 5", "--generations 5: must divide --batch_size 32"),
     ("--iterations 0", "--iterations 0"), ("--ratio_clip 1", "--ratio_clip 1.0"),
     ("--weighting renio", "grpo has no divergence"), ("--teacher x", "not used by grpo"),
 ])

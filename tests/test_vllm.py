@@ -62,10 +62,10 @@ def train_and_compare(words):
     students, answers = [], []
     real = renio.load_student
 
-    def draw(sampler, tokenizer, examples, step, eos_ids, *others):
-        answers.append(sampler(PROMPTS, 16, eos_ids, temperature=0))
-        assert answers[-1] == sample(students[0][0], PROMPTS, 16, eos_ids, temperature=0)
-        return renio.draw_rollouts(sampler, tokenizer, examples, step, eos_ids, *others)
+    def draw(sampler, *others):
+        answers.append(sampler.engine(PROMPTS, 16, sampler.eos_ids, temperature=0))
+        assert answers[-1] == sample(students[0][0], PROMPTS, 16, sampler.eos_ids, temperature=0)
+        return renio.draw_rollouts(sampler, *others)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(renio, "load_student", lambda *args: students.append(real(*args)) or students[0])
@@ -199,7 +199,7 @@ def test_without_vllm_the_flag_is_named_and_how_to_install_it(tmp_path, monkeypa
 @pytest.mark.parametrize("words, message", [
     ("--method sft", "--rollout_engine vllm: sft has no rollouts"),
     ("--method opsd", "not --model init:micro"),
-    ("--method opsd --model x --vllm_memory 1.5", "--vllm_memory 1.5: must lie between 0 and 1"),
+    ("--method opsd --model x --vllm_memory 1.5", "--vllm_memory 1.5: must be at most 0.99"),
 ])
 def test_combinations_that_make_no_sense_are_refused(tmp_path, words, message):
     with pytest.raises(SystemExit, match=message):
