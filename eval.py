@@ -3,17 +3,17 @@
     python eval.py --model DIR_OR_NAME --benchmarks arith --n 4 --output scores.json
     python eval.py --model Qwen/Qwen3-1.7B --adapter runs/opd+renio/final --scale paper --output scores.json
     python eval.py --model DIR_OR_NAME --benchmarks gsm8k humaneval+ --data_dir DATA --limit 8 --output scores.json
-    python eval.py --checkpoints runs/opd+renio --model DIR_OR_NAME     # every checkpoint-N, each into its own eval.json
-    python eval.py compare A.json B.json           # paired difference of B over A, its interval and p-value
-    python eval.py report results/micro            # every eval.json below it -> results/micro/report.md and its figures
+    python eval.py --checkpoints runs/opd+renio --model DIR_OR_NAME   # every checkpoint-N, its scores in its eval.json
+    python eval.py compare A.json B.json      # paired difference of B over A, its interval and p-value
+    python eval.py report results/micro       # every eval.json below it -> results/micro/report.md and its figures
 
-One file, read top to bottom: the arithmetic world (a synthetic benchmark that needs no download), prompts and data,
-graders, the sandbox for code, statistics, sampling, the evaluation, the report and its figures. It imports nothing of this
-project: renio.py and filter_experiments.py import it. torch and transformers are imported where a model runs, so that
-grading and reporting start at once.
+Read top to bottom: benchmarks; the evaluation (prompts, sampling, grading, scores); the grader of code with its judge
+and sandbox; statistics; evaluations read back and compared; the report's tables, figures and text; the command line.
+Models, prompts, sampling and the math grader are renio.py's. It is imported at its first use, so that verdicts
+on code, comparisons and reports, which need none of these, do not wait for torch.
 
-The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 38,912 new tokens, thinking on, 12 samples a
-problem in math and 4 in code; `--scale paper` sets it.
+The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 38,912 new tokens, thinking on, 12 samples
+a problem in math and 4 in code; `--scale paper` sets it.
 """
 
 import argparse
@@ -34,17 +34,18 @@ import tempfile
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import LazyLoader, find_spec, module_from_spec
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 
 def imported_at_first_use(name):
-    """The module, which runs when it is first asked for something: verdicts and reports need not wait for torch."""
+    """The module, which runs when it is first asked for something."""
     if name in sys.modules:
         return sys.modules[name]
     spec = find_spec(name)
@@ -93,8 +94,8 @@ BENCHMARKS = {
 def load_benchmark(name, data_dir=None, limit=None):
     """The first `limit` problems of a benchmark as dicts of problem, solution and answer, for code also the `test` row.
 
-    Of `arith` 500 test problems without a limit. Others come from data_dir or the hub. Raises renio.UserError for an unknown
-    benchmark and for a row that can't be asked or graded.
+    Of `arith` 500 test problems without a limit. Others come from data_dir or the hub. Raises renio.UserError for an
+    unknown benchmark and for a row that can't be asked or graded.
     """
     if name not in BENCHMARKS:
         raise renio.UserError(f"--benchmarks {name}: unknown; known are {', '.join(BENCHMARKS)}")
@@ -128,8 +129,179 @@ def code_problem(row):
     return f"{row['prompt'].strip()} The program must pass this test:\n\n```python\n{row['test_list'][0]}\n```"
 
 
+def checksum(rows):
+    """Names a set of problems: two scores are comparable where it is the same."""
+    text = json.dumps([[row["problem"], row["answer"], *([row["test"]] if "test" in row else [])] for row in rows])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Graders.
+# The evaluation.
+
+
+def evaluate(args, step=None):
+    """Sample, grade and score by the flags `args`; writes args.output, and prints a line a benchmark and decoding.
+
+    step: of the training, where the model is a checkpoint; for the report.
+    """
+    evaluation = Evaluation(args)
+    print(f"first prompt: {evaluation.settings['prompts'][args.benchmarks[0]]!r}", flush=True)
+    results = [evaluation.result(name, decoding) for name in evaluation.rows for decoding in args.decoding]
+    renio.write_json(args.output, dict(label=args.label, train_seed=args.train_seed, step=step,
+                                       settings=evaluation.settings, results=results))
+    evaluation.partial.unlink()
+    for r in results:
+        print(f"{args.label} {r['benchmark']} {r['decoding']}: Avg@{r['n']} {percent(r['avg'], r['avg_interval'])}, "
+              f"{r['length']:.1f} tokens, {100 * r['truncation_rate']:.1f} % truncated -> {args.output}")
+
+
+def evaluate_checkpoints(args):
+    """Score every checkpoint-N of the run args.checkpoints, each into its own eval.json; those that have one stay."""
+    folders = renio.checkpoints(Path(args.checkpoints))
+    if not folders:
+        raise renio.UserError(f"--checkpoints {args.checkpoints}: no checkpoint-N in it")
+    for folder in reversed(folders):
+        if (folder / "eval.json").exists():
+            continue
+        weights = "adapter" if (folder / "adapter_config.json").exists() else "model"
+        own = vars(args) | {"output": folder / "eval.json", "checkpoints": None, weights: str(folder)}
+        evaluate(argparse.Namespace(**own), renio.step_of(folder))
+        renio.VllmSampler.close()
+
+
+class Evaluation:
+    """A model and its prompts, ready to be sampled from.
+
+    Each batch of answers is kept in args.output + ".partial" as it is done, where an interrupted evaluation with the
+    same settings goes on.
+    """
+
+    def __init__(self, args):
+        self.args = args
+        if args.adapter and not (Path(args.adapter) / "adapter_config.json").exists():
+            raise renio.UserError(f"--adapter {args.adapter}: no adapter_config.json in it")
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        self.rows = {name: load_benchmark(name, args.data_dir, args.limit) for name in args.benchmarks}
+        for name, rows in self.rows.items():
+            if args.privileged and not all(row["solution"] for row in rows):
+                raise renio.UserError(f"--privileged: {name} has no worked solutions to put in the prompt")
+        self.tokenizer = renio.load_tokenizer(args.model)
+        self.prompts = {
+            name: [renio.prompt_ids(self.tokenizer, BENCHMARKS[name].task, row, args.thinking, args.privileged)
+                   for row in rows] for name, rows in self.rows.items()}
+        longest = max(len(prompt) for prompts in self.prompts.values() for prompt in prompts) + args.max_new_tokens
+        self.sampler, self.batch_size, model = load_sampler(args, longest)
+        self.eos_ids = renio.end_ids(model, self.tokenizer)
+        where = ("output", "device", "data_dir", "vllm_memory")  # which change no score
+        self.settings = {k: v for k, v in vars(args).items() if k not in where} | dict(
+            batch_size=self.batch_size,
+            checksums={name: checksum(rows) for name, rows in self.rows.items()},
+            sources={name: f"{BENCHMARKS[name].hub_name or name} ({BENCHMARKS[name].licence})" for name in self.rows},
+            prompts={name: self.tokenizer.decode(prompts[0]) for name, prompts in self.prompts.items()},
+            versions={name: renio.version_of(name) for name in sorted({"torch", "transformers", args.engine})})
+        self.partial = Path(f"{args.output}.partial")
+        self.done = resume_partial(self.partial, self.settings)
+
+    def result(self, name, decoding):
+        """Scores and answers of one benchmark under one decoding, as they stand in eval.json."""
+        args, rows, prompts = self.args, self.rows[name], self.prompts[name]
+        n = args.n or (4 if BENCHMARKS[name].task == "code" else PRESETS[args.scale]["n"])
+        n = 1 if decoding == "greedy" else n
+        # the longest prompts first: batches of like lengths, and what does not fit fails at once
+        order = sorted((p for p in range(len(rows)) for _ in range(n)), key=lambda p: -len(prompts[p]))
+        answers = [[] for _ in rows]
+        right = count = tokens = seconds = 0
+        with tqdm(total=len(order), desc=f"{args.label} {name} {decoding}", unit="answer", mininterval=1.0) as bar:
+            for start in range(0, len(order), self.batch_size):
+                problems, key = order[start : start + self.batch_size], f"{name} {decoding} {start}"
+                if key not in self.done:
+                    self.done[key] = self.batch(name, decoding, start, problems)
+                    with self.partial.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps({"key": key, **self.done[key]}) + "\n")
+                    tokens += sum(answer["tokens"] for answer in self.done[key]["answers"])
+                for p, answer in zip(problems, self.done[key]["answers"], strict=True):
+                    answers[p].append(answer)
+                    right, count = right + answer["right"], count + 1
+                seconds += self.done[key]["seconds"]
+                bar.update(len(problems))
+                bar.set_postfix(score=f"{100 * right / count:.1f}",
+                                tokens_per_s=f"{tokens / bar.format_dict['elapsed']:.0f}")
+        recorded = [{k: v for k, v in row.items() if k != "test"} for row in rows]
+        return dict(benchmark=name, decoding=decoding, n=n, **scores_of_answers(answers), seconds=seconds,
+                    problems=[dict(row, answers=a) for row, a in zip(recorded, answers, strict=True)])
+
+    def batch(self, name, decoding, start, problems):
+        """Answers to the problems (indices of rows, one an answer), sampled and graded, and the seconds they took."""
+        args, task, began = self.args, BENCHMARKS[name].task, time.perf_counter()
+        completions = self.sampler(
+            [self.prompts[name][p] for p in problems], args.max_new_tokens, self.eos_ids,
+            args.temperature if decoding == "sampled" else 0, args.top_p, args.top_k,
+            seed=args.seed * 1_000_000 + start)
+        grade = functools.partial(grade_answer, self.tokenizer, self.eos_ids, task)
+        # a verdict on code waits for processes of its own; the math grader has one worker for all
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            answers = list((pool.map if task == "code" else map)(grade, completions,
+                                                                 [self.rows[name][p] for p in problems]))
+        return dict(answers=answers, seconds=time.perf_counter() - began)
+
+
+def load_sampler(args, longest):
+    """What samples (called like renio.sample without its model), answers at a time, and the model of the end tokens.
+
+    longest: tokens of the longest prompt and its answer.
+    """
+    if args.engine == "vllm":  # it bounds its memory itself
+        lora_r = json.loads((Path(args.adapter) / "adapter_config.json").read_text())["r"] if args.adapter else 0
+        sampler = renio.VllmSampler("--engine", args.model, args.dtype, args.device, longest, args.vllm_memory, lora_r)
+        if args.adapter:
+            sampler.load_adapter(args.adapter)
+        return sampler, args.batch_size, sampler
+    model = renio.load_model(args.model, args.dtype, args.device, args.adapter)
+    fitting = rows_that_fit(model, longest, args.device)
+    if fitting < args.batch_size:
+        print(f"--batch_size {args.batch_size}: {fitting} instead, as many as {longest} tokens each leave room for")
+    return functools.partial(renio.sample, model), min(args.batch_size, fitting), model
+
+
+def rows_that_fit(model, tokens, device):
+    """How many answers of so many tokens, prompt included, half of the device's memory holds beside the model."""
+    cache = tokens * renio.cache_bytes(model.config, next(model.parameters()).element_size())
+    logits = 6 * model.config.vocab_size * 4
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return max(1, int((renio.device_memory(device) * 1e9 / 2 - weights) // (cache + logits)))
+
+
+def resume_partial(partial, settings):
+    """Batches that an interrupted evaluation with the same settings left, by key; else starts the file anew."""
+    if partial.exists():
+        lines = partial.read_text(encoding="utf-8").split("\n")[:-1]  # a line cut short by the interruption has no end
+        if lines and json.loads(lines[0]) == settings:
+            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            print(f"going on with {partial}: {len(lines) - 1} batches done")
+            return {batch.pop("key"): batch for batch in map(json.loads, lines[1:])}
+    partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+    return {}
+
+
+class Verdict(NamedTuple):
+    """Of a grader: whether an answer is right, and why or why not, in one line."""
+
+    passed: bool
+    reason: str
+
+
+def grade_answer(tokenizer, eos_ids, task, completion, row):
+    """What is recorded of an answer (token ids) to a row of a benchmark."""
+    text = tokenizer.decode(completion, skip_special_tokens=True)
+    if task == "code":
+        verdict = grade_code(row["test"], text)
+    else:
+        reason = renio.math_verdict(text, row["answer"])
+        verdict = Verdict(reason == "equal", reason)
+    return dict(text=text, boxed=None if task == "code" else renio.extract_boxed(text), right=verdict.passed,
+                reason=verdict.reason, tokens=len(completion), truncated=completion[-1] not in eos_ids,
+                markers=count_markers(text))
+
 
 MARKERS = ("but wait hmm perhaps maybe actually seems might likely check alternatively however though again").split()
 MARKER_PATTERN = re.compile(rf"\b(?:{'|'.join(MARKERS)})\b", re.IGNORECASE)
@@ -140,11 +312,31 @@ def count_markers(text):
     return len(MARKER_PATTERN.findall(text))
 
 
-class Verdict(NamedTuple):
-    """Of a grader: whether an answer is right, and why or why not, in one line."""
+def scores_of_answers(answers):
+    """Scores of one benchmark from the answers (a list a problem), fractions with 95 % intervals over problems.
 
-    passed: bool
-    reason: str
+    Answers to code problems have no box, so that nothing but None is there to vote on: their majority is None.
+    """
+    n = len(answers[0])
+    flat = [a for row in answers for a in row]
+    right = [sum(a["right"] for a in row) for row in answers]
+    per_problem = dict(avg=[c / n for c in right])
+    for k in sorted({1, 2, 4, 8, n}):
+        if k <= n:
+            per_problem[f"pass@{k}"] = [pass_at_k(n, c, k) for c in right]
+    if any(a["boxed"] is not None for a in flat):
+        chosen = [majority_answer([a["boxed"] for a in row]) for row in answers]
+        per_problem["majority"] = [c is not None and next(a["right"] for a in row if a["boxed"] == c)
+                                   for c, row in zip(chosen, answers, strict=True)]
+    scores = dict(majority=None, majority_interval=None)
+    for name, values in per_problem.items():
+        scores |= {name: float(np.mean(values)), f"{name}_interval": bootstrap_interval(values)}
+    return scores | dict(
+        length=float(np.mean([a["tokens"] for a in flat])),
+        truncation_rate=float(np.mean([a["truncated"] for a in flat])),
+        format_rate=float(np.mean([a["boxed"] is not None for a in flat])),
+        unparsable_rate=float(np.mean([a["reason"] == "unparsable" for a in flat])),
+        markers=float(np.mean([a["markers"] for a in flat])))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,7 +350,7 @@ def grade_code(row, completion, timeout=10.0):
     """Whether the program in `completion` passes the test of a row of evalplus/humanevalplus or evalplus/mbppplus.
 
     row: with test, and entry_point and prompt (HumanEval+) or code and test_list (MBPP+).
-    completion: the model's text; its last fenced block outside thinking is the program, or all of it where there is none.
+    completion: the model's text; its last fenced block outside thinking is the program, or all where there is none.
     timeout: seconds that the program may take in all, the judge's own time not counted.
     Returns a Verdict, whose reason is one line. Where the system lacks a protection, warns once what is missing.
     """
@@ -191,7 +383,7 @@ def solution_program(row, completion):
 
     An answer without the entry point (of HumanEval+) is the body of the prompt's function.
     """
-    text = re.sub(r"<think>.*?(?:</think>|\Z)", " ", completion, flags=re.DOTALL).rpartition("</think>")[2]
+    text = completion.rpartition("</think>")[2].partition("<think>")[0]
     blocks = re.findall(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", text, flags=re.DOTALL | re.MULTILINE)
     code = blocks[-1] if blocks else text
     if "entry_point" not in row:
@@ -230,7 +422,7 @@ def judge():
         scope = dict(__name__="__main__")
         # tests also use what stands above them in the set: HumanEval's helper functions, imports of MBPP's solutions
         given = row["prompt"] if "entry_point" in row else "\n".join(
-            [ast.unparse(node) for node in ast.parse(row["code"]).body if isinstance(node, (ast.Import, ast.ImportFrom))])
+            ast.unparse(node) for node in ast.parse(row["code"]).body if isinstance(node, ast.Import | ast.ImportFrom))
         exec(compile(given, "<prompt>", "exec"), scope)
         scope |= names
         base = "\n".join([*row.get("test_imports", ()), *row.get("test_list", ())])
@@ -483,25 +675,35 @@ def confine(cpu_seconds, judge_id):
 # ---------------------------------------------------------------------------------------------------------------------
 # Statistics.
 
+
 def pass_at_k(n, c, k):
     """Unbiased chance that at least one of k samples is right, from c right ones of n (Chen et al. 2021, Eq. 1)."""
     if not 0 <= c <= n or not 1 <= k <= n:
         raise ValueError(f"need 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
-    if n - c < k:
-        return 1.0
-    return 1.0 - float(np.prod(1.0 - k / np.arange(n - c + 1, n + 1)))
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority_answer(answers):
+    """The most frequent answer that is not None, the earliest among equals; None where there is none."""
+    counts = Counter(answer for answer in answers if answer is not None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def average(benchmarks):
+    """Mean over benchmarks of the mean over seeds and problems. benchmarks: arrays (seeds, problems)."""
+    return float(np.mean([values.mean() for values in benchmarks]))
 
 
 def bootstrap_interval(values, resamples=10_000, level=0.95):
     """Percentile interval of the mean of `values`, one a problem, under resampling of the problems."""
     values = np.asarray(values, dtype=float)  # (P,)
-    means = resampling_shares(len(values), resamples) @ values
+    means = bootstrap_weights(len(values), resamples) @ values
     return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
 
 
 @functools.lru_cache(maxsize=2)  # drawing them costs far more than using them
-def resampling_shares(n, resamples):
-    """Each of n values' share of a bootstrap resample, (resamples, n)."""
+def bootstrap_weights(n, resamples):
+    """Weight of each of n values in the mean of each bootstrap resample, (resamples, n)."""
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples) / n
 
 
@@ -519,7 +721,7 @@ def interval(*benchmarks, within=(-np.inf, np.inf)):
     seeds = len(benchmarks[0])
     if seeds == 1:
         # benchmarks of one size must not be resampled alike
-        means = np.mean([np.random.default_rng(i).permutation(resampling_shares(v.shape[1], 10_000) @ v[0])
+        means = np.mean([np.random.default_rng(i).permutation(bootstrap_weights(v.shape[1], 10_000) @ v[0])
                          for i, v in enumerate(benchmarks)], axis=0)
         low, high = np.quantile(means, [0.025, 0.975])
     else:
@@ -531,6 +733,13 @@ def interval(*benchmarks, within=(-np.inf, np.inf)):
     return float(max(low, within[0])), float(min(high, within[1]))
 
 
+def verdict(seeds, ends):
+    """What an interval says of the claim that a difference is above 0."""
+    if seeds < 2:
+        return "undecided: one seed"
+    return "supported" if ends[0] > 0 else "not supported: the opposite" if ends[1] < 0 else "undecided at this scale"
+
+
 def paired_p_value(differences, resamples=10_000):
     """Two-sided p-value of the mean of paired differences, one a problem, being 0: random changes of their signs.
 
@@ -540,12 +749,6 @@ def paired_p_value(differences, resamples=10_000):
     signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(resamples, len(differences)))
     extreme = np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9
     return float((1 + extreme.sum()) / (1 + resamples))
-
-
-def majority_answer(answers):
-    """The most frequent answer that is not None, the earliest among equals; None where there is none."""
-    counts = Counter(answer for answer in answers if answer is not None)
-    return counts.most_common(1)[0][0] if counts else None
 
 
 def rank_correlation(x, y):
@@ -560,210 +763,151 @@ def rank_correlation(x, y):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The evaluation.
-
-SCALES = {  # presets of the flags of an evaluation; explicit flags win
-    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=64, batch_size=256, dtype="float32"),
-    "small": dict(benchmarks=["gsm8k"], n=4, max_new_tokens=512, batch_size=16, dtype="float32"),
-    "paper": dict(benchmarks=["aime24", "aime25", "hmmt25"], n=12, max_new_tokens=38912, batch_size=36,
-                  dtype="bfloat16"),
-}
+# Evaluations, read back and compared.
 
 
-def evaluate(args):
-    """Sample, grade and score; writes args.output, and each batch as it is done to args.output + ".partial"."""
-    if args.adapter and not (Path(args.adapter) / "adapter_config.json").exists():
-        raise renio.UserError(f"--adapter {args.adapter}: no adapter_config.json in it")
-    output = Path(args.output)
-    partial = Path(f"{output}.partial")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    benchmarks = {name: load_benchmark(name, args.data_dir, args.limit) for name in args.benchmarks}
-    for name, rows in benchmarks.items():
-        if args.privileged and not all(row["solution"] for row in rows):
-            raise renio.UserError(f"--privileged: {name} has no worked solutions to put in the prompt")
-    tokenizer = renio.load_tokenizer(args.model)
-    prompts_of = {name: [renio.prompt_ids(tokenizer, BENCHMARKS[name].task, row, args.thinking, args.privileged) for row in rows]
-                  for name, rows in benchmarks.items()}
-    longest = max(len(prompt) for prompts in prompts_of.values() for prompt in prompts) + args.max_new_tokens
-    if args.engine == "vllm":
-        lora_r = json.loads((Path(args.adapter) / "adapter_config.json").read_text())["r"] if args.adapter else 0
-        model = sampler = renio.VllmSampler("--engine", args.model, args.dtype, args.device, longest, args.vllm_memory, lora_r)
-        if args.adapter:
-            sampler.load_adapter(args.adapter)
-        batch_size = args.batch_size  # vLLM has its own bounds of memory
-    else:
-        model = renio.load_model(args.model, args.dtype, args.device, args.adapter)
-        sampler = functools.partial(renio.sample, model)
-        batch_size = min(args.batch_size, rows_that_fit(model, longest, args.device))
-        if batch_size < args.batch_size:
-            print(f"--batch_size {args.batch_size}: {batch_size} instead, as many as {longest} tokens each leave room for")
-    settings = {k: v for k, v in vars(args).items() if k not in ("output", "device", "data_dir", "vllm_memory")}
-    settings |= dict(
-        batch_size=batch_size,
-        checksums={name: checksum(rows) for name, rows in benchmarks.items()},
-        sources={name: f"{BENCHMARKS[name].hub_name or name} ({BENCHMARKS[name].licence})" for name in benchmarks},
-        prompts={name: tokenizer.decode(prompts[0]) for name, prompts in prompts_of.items()},
-        versions={name: renio.version_of(name) for name in sorted({"torch", "transformers", args.engine})})
-    done = resume_partial(partial, settings)
-    eos_ids = renio.end_ids(model, tokenizer)
-    results = []
-    print(f"first prompt: {settings['prompts'][args.benchmarks[0]]!r}", flush=True)
-    with partial.open("a", encoding="utf-8") as log, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for name, rows in benchmarks.items():
-            prompts = prompts_of[name]
-            task = BENCHMARKS[name].task
-            for decoding in args.decoding:
-                n = 1 if decoding == "greedy" else args.n or (4 if task == "code" else SCALES[args.scale]["n"])
-                order = sorted((p for p in range(len(rows)) for _ in range(n)), key=lambda p: -len(prompts[p]))
-                answers = [[] for _ in rows]
-                bar = tqdm(total=len(order), desc=f"{args.label} {name} {decoding}", unit="answer", mininterval=1.0)
-                right = count = tokens = 0
-                for start in range(0, len(order), batch_size):
-                    key = f"{name} {decoding} {start}"
-                    batch = order[start : start + batch_size]
-                    if key not in done:
-                        began = time.perf_counter()
-                        completions = sampler([prompts[p] for p in batch], args.max_new_tokens, eos_ids,
-                                              args.temperature if decoding == "sampled" else 0, args.top_p, args.top_k,
-                                              seed=args.seed * 1_000_000 + start)
-                        grade = functools.partial(grade_answer, tokenizer, eos_ids, task)
-                        graded = list((pool.map if task == "code" else map)(grade, completions, [rows[p] for p in batch]))
-                        done[key] = dict(answers=graded, seconds=time.perf_counter() - began)
-                        log.write(json.dumps({"key": key, **done[key]}) + "\n")
-                        log.flush()
-                        tokens += sum(map(len, completions))
-                    for p, answer in zip(batch, done[key]["answers"]):
-                        answers[p].append(answer)
-                        right, count = right + answer["right"], count + 1
-                    bar.update(len(batch))
-                    bar.set_postfix(score=f"{100 * right / count:.1f}",
-                                    tokens_per_s=f"{tokens / bar.format_dict['elapsed']:.0f}")
-                bar.close()
-                results.append(dict(
-                    benchmark=name, decoding=decoding, n=n, **summarize(answers),
-                    seconds=sum(done[k]["seconds"] for k in done if k.startswith(f"{name} {decoding} ")),
-                    problems=[dict({k: v for k, v in row.items() if k != "test"}, answers=a)
-                              for row, a in zip(rows, answers)]))
-    renio.write_json(output, dict(label=args.label, train_seed=args.train_seed, settings=settings, results=results))
-    partial.unlink()
-    for r in results:
-        print(f"{args.label} {r['benchmark']} {r['decoding']}: Avg@{r['n']} {percent(r['avg'], r['avg_interval'])}, "
-              f"{r['length']:.1f} tokens, {100 * r['truncation_rate']:.1f} % truncated -> {output}")
+class Scored(NamedTuple):
+    """One eval.json, without its answers."""
+
+    label: str
+    seed: int  # of the training
+    step: int | None  # of the checkpoint; None for a whole run or a model as it came
+    folder: Path  # of the run
+    settings: dict
+    results: dict  # (benchmark, decoding) -> scores, and per_problem: right, tokens and markers, a mean a problem each
 
 
-def evaluate_checkpoints(args):
-    """Score every checkpoint-N of the run in args.checkpoints, each into its own eval.json; those that have one stay."""
-    folders = sorted(Path(args.checkpoints).glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.split("-")[1]))
-    if not folders:
-        raise renio.UserError(f"--checkpoints {args.checkpoints}: no checkpoint-N in it")
-    for folder in folders:
-        if (folder / "eval.json").exists():
-            continue
-        own = argparse.Namespace(**vars(args) | dict(output=folder / "eval.json", checkpoints=None))
-        if (folder / "adapter_config.json").exists():
-            own.adapter = str(folder)
-        else:
-            own.model = str(folder)
-        evaluate(own)
-        renio.VllmSampler.close()
+def read_scored(path):
+    """A Scored. Raises renio.UserError for a file that is no evaluation."""
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        results = {}
+        for r in run["results"]:
+            per_problem = {key: [float(np.mean([a[key] for a in p["answers"]])) for p in r["problems"]]
+                           for key in ("right", "tokens", "markers")}
+            results[r["benchmark"], r["decoding"]] = {k: v for k, v in r.items() if k != "problems"} | dict(
+                per_problem=per_problem)
+        folder = path.parent if run["step"] is None else path.parent.parent
+        return Scored(run["label"], run["train_seed"], run["step"], folder, run["settings"], results)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise renio.UserError(f"{path}: not a file that eval.py wrote ({type(error).__name__}: {error})") from None
 
 
-def rows_that_fit(model, tokens, device):
-    """How many answers of so many tokens, prompt included, half of the device's memory holds beside the model."""
-    shape, width = model.config, next(model.parameters()).element_size()
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    row = tokens * shape.num_hidden_layers * 2 * heads * head_size * width + 6 * shape.vocab_size * 4  # cache, logits
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return max(1, int((renio.device_memory(device) * 1e9 / 2 - weights) // row))
+def same_problems(runs, benchmark):
+    """Raise renio.UserError unless all runs were scored on the same problems of the benchmark."""
+    by_checksum = {run.settings["checksums"][benchmark]: run.label for run in runs}
+    if len(by_checksum) > 1:
+        raise renio.UserError(
+            f"{' and '.join(by_checksum.values())} were scored on different problems of {benchmark}")
 
 
-def checksum(rows):
-    """Names a set of problems: two scores are comparable where it is the same."""
-    text = json.dumps([[row["problem"], row["answer"], *([row["test"]] if "test" in row else [])] for row in rows])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def percent(value, ends=None, sign=""):
+    text = f"{100 * value:{sign}.1f}"
+    return text + (f" [{100 * ends[0]:{sign}.1f}, {100 * ends[1]:{sign}.1f}]" if ends else "")
 
 
-def resume_partial(partial, settings):
-    """Batches that an interrupted evaluation with the same settings left, by key; else starts the file anew."""
-    if partial.exists():
-        lines = partial.read_text(encoding="utf-8").split("\n")[:-1]  # a line cut short by the interruption has no end
-        if lines and json.loads(lines[0]) == settings:
-            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            print(f"going on with {partial}: {len(lines) - 1} batches done")
-            return {batch.pop("key"): batch for batch in map(json.loads, lines[1:])}
-    partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    return {}
-
-
-def grade_answer(tokenizer, eos_ids, task, completion, row):
-    """What is recorded of an answer (token ids) to a row of a benchmark."""
-    text = tokenizer.decode(completion, skip_special_tokens=True)
-    if task == "code":
-        verdict = grade_code(row["test"], text)
-    else:
-        reason = renio.math_verdict(text, row["answer"])
-        verdict = Verdict(reason == "equal", reason)
-    return dict(text=text, boxed=None if task == "code" else renio.extract_boxed(text), right=verdict.passed,
-                reason=verdict.reason, tokens=len(completion), truncated=completion[-1] not in eos_ids,
-                markers=count_markers(text))
-
-
-def summarize(answers):
-    """Scores of one benchmark from the answers (a list a problem), fractions with 95 % intervals over problems.
-
-    Answers to code problems have no box, so that nothing but None is there to vote on: their majority is None.
-    """
-    n = len(answers[0])
-    flat = [a for row in answers for a in row]
-    right = [sum(a["right"] for a in row) for row in answers]
-    per_problem = dict(avg=[c / n for c in right])
-    for k in sorted({1, 2, 4, 8, n}):
-        if k <= n:
-            per_problem[f"pass@{k}"] = [pass_at_k(n, c, k) for c in right]
-    if any(a["boxed"] is not None for a in flat):
-        chosen = [majority_answer([a["boxed"] for a in row]) for row in answers]
-        per_problem["majority"] = [c is not None and next(a["right"] for a in row if a["boxed"] == c)
-                                   for c, row in zip(chosen, answers)]
-    scores = dict(majority=None, majority_interval=None)
-    for name, values in per_problem.items():
-        scores |= {name: float(np.mean(values)), f"{name}_interval": bootstrap_interval(values)}
-    return scores | dict(
-        length=float(np.mean([a["tokens"] for a in flat])),
-        truncation_rate=float(np.mean([a["truncated"] for a in flat])),
-        format_rate=float(np.mean([a["boxed"] is not None for a in flat])),
-        unparsable_rate=float(np.mean([a["reason"] == "unparsable" for a in flat])),
-        markers=float(np.mean([a["markers"] for a in flat])))
-
-
-def compare(path, other_path):
+def compare_files(path, other_path):
     """Print what the second evaluation scores beyond the first, paired by problem.
 
     Raises renio.UserError for files that are no evaluations, and for evaluations of different problems.
     """
-    runs = []
-    for name in (path, other_path):
-        try:
-            runs.append(json.loads(Path(name).read_text(encoding="utf-8")))
-            results = {(r["benchmark"], r["decoding"]): [np.mean([a["right"] for a in p["answers"]])
-                                                         for p in r["problems"]] for r in runs[-1]["results"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise renio.UserError(f"compare {name}: not a file that eval.py wrote ({type(error).__name__}: {error})") from None
-        runs[-1]["scores"] = results
-    both = [key for key in runs[0]["scores"] if key in runs[1]["scores"]]
+    runs = [read_scored(Path(path)), read_scored(Path(other_path))]
+    both = [key for key in runs[0].results if key in runs[1].results]
     if not both:
         raise renio.UserError(f"compare: {path} and {other_path} have no benchmark and decoding in common")
     for benchmark, decoding in both:
         same_problems(runs, benchmark)
-        ours, theirs = (np.array(run["scores"][benchmark, decoding]) for run in runs)
-        difference = theirs - ours
-        print(f"{benchmark} {decoding}: {runs[1]['label']} {percent(theirs.mean())} − {runs[0]['label']} "
-              f"{percent(ours.mean())} = {percent(difference.mean(), bootstrap_interval(difference), '+')} points, "
+        first, second = (np.array(run.results[benchmark, decoding]["per_problem"]["right"]) for run in runs)
+        difference = second - first
+        print(f"{benchmark} {decoding}: {runs[1].label} {percent(second.mean())} − {runs[0].label} "
+              f"{percent(first.mean())} = {percent(difference.mean(), bootstrap_interval(difference), '+')} points, "
               f"p = {paired_p_value(difference):.4f}, {len(difference)} problems")
 
 
+class Scores:
+    """All evaluations below a folder, which are of one student; asked by label. `last`: the last one of each run."""
+
+    def __init__(self, folder):
+        self.scored = [read_scored(path) for path in sorted(folder.rglob("eval.json"))]
+        if not self.scored:
+            raise renio.UserError(f"report {folder}: no eval.json below it")
+        by_folder = {}  # a method trained for math and the same for code have one label and other benchmarks
+        for run in self.scored:
+            by_folder.setdefault(run.folder, []).append(run)
+        self.last = [max(runs, key=lambda run: math.inf if run.step is None else run.step)
+                     for runs in by_folder.values()]
+        scored_on = {name for run in self.last for name in run.results}
+        self.benchmarks = [b for b in BENCHMARKS if any(b == benchmark for benchmark, _ in scored_on)]
+        self.decodings = [d for d in ("sampled", "greedy") if any(d == decoding for _, decoding in scored_on)]
+        for benchmark in self.benchmarks:
+            same_problems([run for run in self.last if benchmark in run.settings["checksums"]], benchmark)
+        self.labels = list(dict.fromkeys(run.label for run in self.last))
+        self.other_length = next((label.partition("@")[2] for label in self.labels if "@" in label), "*")
+
+    def named(self, label):
+        """A label of SECTIONS with the other length of rollouts that these runs have in place of its *."""
+        return label.replace("*", self.other_length)
+
+    def columns(self):
+        """What a table shows of each method: (title, benchmarks whose mean it is, decoding)."""
+        columns = []
+        for decoding in self.decodings:
+            for task in ("arith", "math", "code"):
+                names = [b for b in self.benchmarks if BENCHMARKS[b].task == task]
+                columns += [(f"{name}, {decoding}", [name], decoding) for name in names]
+                if len(names) > 1:
+                    columns.append((f"{task} mean, {decoding}", names, decoding))
+        return columns
+
+    def headline_columns(self):
+        """The columns that claims are judged on: means over benchmarks in place of their parts."""
+        columns = self.columns()
+        return [c for c in columns if not any(set(c[1]) < set(more) for _, more, _ in columns)]
+
+    def of(self, label, benchmarks, decoding, key="right", step=None):
+        """Training seeds, and for each benchmark the numbers (seeds, problems); ([], []) where one is missing.
+
+        step: of a checkpoint; None for the end of each run.
+        """
+        found = {}
+        for run in self.last if step is None else [run for run in self.scored if run.step == step]:
+            for name, how in run.results:
+                if (run.label, how) == (label, decoding):
+                    found[run.seed, name] = run.results[name, how]["per_problem"][key]
+        seeds = sorted({seed for seed, _ in found if all((seed, b) in found for b in benchmarks)})
+        return seeds, [np.array([found[seed, b] for seed in seeds]) for b in benchmarks] if seeds else []
+
+    def steps(self, label):
+        return sorted({run.step for run in self.scored if run.label == label and run.step is not None})
+
+    def difference(self, label, other, benchmarks, decoding, key="right"):
+        """(seeds, mean, interval) of label − other, paired by problem, by seed where both have the same; or None."""
+        seeds, values = self.of(label, benchmarks, decoding, key)
+        other_seeds, others = self.of(other, benchmarks, decoding, key)
+        if not seeds or not other_seeds:
+            return None
+        paired = [a - (b if seeds == other_seeds else b.mean(axis=0)) for a, b in zip(values, others, strict=True)]
+        return len(seeds), average(paired), interval(*paired)
+
+    def logs(self, label, name):
+        """The rows of the metrics.jsonl or rollouts.jsonl of each run with this label that has one, by seed."""
+        paths = [run.folder / name for run in sorted(self.last, key=lambda run: run.seed) if run.label == label]
+        return [[json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+                for path in paths if path.exists()]
+
+    def auc_within_batch(self, label):
+        """Chance that a wrong rollout has a larger ReNIO weight than a right one of its batch, (seeds,).
+
+        Means over the steps whose batch has both. Eq. 8 compares weights within a batch, so only there it matters.
+        """
+        by_seed = [[row["weight_auc_wrong"] for row in rows if row.get("weight_auc_wrong") is not None]
+                   for rows in self.logs(label, "metrics.jsonl")]
+        return np.array([np.mean(values) for values in by_seed if values])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# The report.
+# The report's tables, in Markdown. Each is a list of lines, empty where the runs have nothing to show in it.
+
 
 COLUMNS = ["aime24", "aime25", "hmmt25", "math", "humaneval+", "mbpp+", "code"]  # math, code: means of those before
 PUBLISHED = {  # ReNIO, arXiv 2606.23104v1, in percent: Tables 1-4 and 8, Figures 1 and 6; best of four checkpoints
@@ -810,279 +954,74 @@ PUBLISHED_SECONDS = {"opsd": 4.61, "opsd+renio": 4.59, "opsd@4096": 12.40, "opsd
                      "opd+renio": 5.00, "opd@4096": 12.10, "opd+renio@4096": 11.56, "grpo": 29.90}  # Figure 4, a step
 
 
-class Section(NamedTuple):
-    """A table of the report: methods, and what the paper claims of them as pairs of which the first should be better."""
-
-    title: str
-    labels: list
-    claims: list  # of (claim, label, the label that it is compared with)
-
-
-SECTIONS = [
-    Section("Tables 1 and 2: methods",
-            ["base", "grpo", "opsd", "opsd+renio", "opd", "opd+renio", "teacher", "base with solution"],
-            [("OPSD improves the base", "opsd", "base"), ("OPD improves the base", "opd", "base"),
-             ("ReNIO improves OPSD", "opsd+renio", "opsd"), ("ReNIO improves OPD", "opd+renio", "opd"),
-             ("OPSD with ReNIO beats GRPO", "opsd+renio", "grpo")]),
-    Section("Table 3: length of the rollouts",
-            ["opsd", "opsd+renio", "opsd@*", "opsd+renio@*", "opd", "opd+renio", "opd@*", "opd+renio@*"],
-            [("ReNIO improves OPSD at the other length", "opsd+renio@*", "opsd@*"),
-             ("ReNIO improves OPD at the other length", "opd+renio@*", "opd@*")]),
-    Section("Table 4: parts of the weight",
-            ["opd", "opd+renio", "opd+renio-noclip", "opd+renio-nothreshold", "opd+renio-nonorm"],
-            [("the clip helps", "opd+renio", "opd+renio-noclip"),
-             ("the threshold helps", "opd+renio", "opd+renio-nothreshold"),
-             ("the batch normalization helps", "opd+renio", "opd+renio-nonorm")]),
-    Section("Table 8: other weights", ["base", "opsd", "opsd+renio", "opsd+ts_sample", "opsd+st_token"],
-            [("ReNIO beats teacher-to-student sample weights", "opsd+renio", "opsd+ts_sample"),
-             ("ReNIO beats student-to-teacher token weights", "opsd+renio", "opsd+st_token")]),
-    Section("Figure 1: training on correct or incorrect rollouts",
-            ["base", *(f"{m}{d}-{arm}" for m in ("opd", "opsd") for d in ("", "-matched")
-                       for arm in ("correct", "incorrect", "unfiltered"))],
-            [(f"incorrect-only beats correct-only in {m.upper()}{', on the same problems (not in the paper)' * bool(d)}",
-              f"{m}{d}-incorrect", f"{m}{d}-correct") for m in ("opd", "opsd") for d in ("", "-matched")]),
-    Section("Figure 6: sweeps", ["opd+renio-clip2.0", "opd+renio-clip2.5", "opd+renio", "opd+renio-threshold0.6",
-                                 "opd+renio-threshold1.0"],
-            [("clip 3.0 beats 2.0", "opd+renio", "opd+renio-clip2.0"), ("clip 3.0 beats 2.5", "opd+renio", "opd+renio-clip2.5"),
-             ("threshold 0.8 beats 0.6", "opd+renio", "opd+renio-threshold0.6"),
-             ("threshold 0.8 beats 1.0", "opd+renio", "opd+renio-threshold1.0")]),
-    Section("Controls, which the paper lacks",
-            ["opd", "opd+renio", "opd+renio_shuffled", "opd+correctness", "opd+iw", "opsd", "opsd+renio",
-             "opsd+renio_shuffled", "opsd+correctness", "opsd+pw"],
-            [("in OPD it matters which sample has which ReNIO weight", "opd+renio", "opd+renio_shuffled"),
-             ("in OPSD it matters which sample has which ReNIO weight", "opsd+renio", "opsd+renio_shuffled"),
-             ("weighting wrong rollouts by their verdict improves OPD", "opd+correctness", "opd"),
-             ("weighting wrong rollouts by their verdict improves OPSD", "opsd+correctness", "opsd"),
-             ("IW-OPD's token weights improve OPD", "opd+iw", "opd"),
-             ("PW-OPSD's token weights improve OPSD", "opsd+pw", "opsd")]),
-]
-
-
-class Scored(NamedTuple):
-    """One eval.json, without its answers."""
-
-    label: str
-    seed: int  # of the training
-    step: Optional[int]  # of the checkpoint; None for a whole run or a model as it came
-    folder: Path  # of the run
-    settings: dict
-    results: dict  # (benchmark, decoding) -> summary, with right, tokens and markers as lists of a number a problem
-
-
-def read_scores(folder):
-    """Every eval.json below the folder."""
-    found = []
-    for path in sorted(folder.rglob("eval.json")):
-        run = json.loads(path.read_text(encoding="utf-8"))
-        results = {}
-        for r in run["results"]:
-            means = {key: [float(np.mean([a[key] for a in p["answers"]])) for p in r["problems"]]
-                     for key in ("right", "tokens", "markers")}
-            results[r["benchmark"], r["decoding"]] = {k: v for k, v in r.items() if k != "problems"} | dict(per_problem=means)
-        step = re.fullmatch(r"checkpoint-(\d+)", path.parent.name)
-        found.append(Scored(run["label"], run["train_seed"], step and int(step[1]),
-                            path.parent.parent if step else path.parent, run["settings"], results))
-    if not found:
-        raise renio.UserError(f"report {folder}: no eval.json below it")
-    return found
-
-
-class Scores:
-    """All evaluations of a student, asked by label."""
-
-    def __init__(self, scored):
-        self.scored = scored
-        last = {}
-        for run in scored:  # a method trained for math and the same for code have one label and other benchmarks
-            key = run.folder
-            if key not in last or last[key].step is not None and (run.step is None or run.step > last[key].step):
-                last[key] = run
-        self.last = list(last.values())
-        self.benchmarks = [b for b in BENCHMARKS if any(b == name for run in self.last for name, _ in run.results)]
-        for benchmark in self.benchmarks:
-            same_problems([dict(label=run.label, settings=run.settings) for run in self.last
-                           if benchmark in run.settings["checksums"]], benchmark)
-        self.decodings = [d for d in ("sampled", "greedy") if any(d == name for run in self.last for _, name in run.results)]
-        self.other = next((label.partition("@")[2] for label in self.labels() if "@" in label), "*")
-
-    def labels(self):
-        return list(dict.fromkeys(run.label for run in self.last))
-
-    def columns(self):
-        """What a table shows of each method: (title, benchmarks whose mean it is, decoding)."""
-        columns = []
-        for decoding in self.decodings:
-            for task in ("arith", "math", "code"):
-                names = [b for b in self.benchmarks if BENCHMARKS[b].task == task]
-                columns += [(f"{name}, {decoding}", [name], decoding) for name in names]
-                if len(names) > 1:
-                    columns.append((f"{task} mean, {decoding}", names, decoding))
-        return columns
-
-    def of(self, label, benchmarks, decoding, key="right", step="last"):
-        """Training seeds, and for each benchmark the numbers (seeds, problems); ([], []) where one is missing.
-
-        step: "last", or the step of a checkpoint.
-        """
-        runs = self.last if step == "last" else [run for run in self.scored if run.step == step]
-        found = {}
-        for run in runs:
-            if run.label == label:
-                for name, how in run.results:
-                    if how == decoding:
-                        found[run.seed, name] = run.results[name, how]["per_problem"][key]
-        seeds = sorted({seed for seed, _ in found if all((seed, b) in found for b in benchmarks)})
-        return seeds, [np.array([found[seed, b] for seed in seeds]) for b in benchmarks] if seeds else []
-
-    def summaries(self, label, benchmark, decoding):
-        return [run.results[benchmark, decoding] for run in self.last
-                if run.label == label and (benchmark, decoding) in run.results]
-
-    def steps(self, label):
-        return sorted({run.step for run in self.scored if run.label == label and run.step is not None})
-
-    def difference(self, label, other, benchmarks, decoding, key="right"):
-        """(seeds, mean, interval) of label − other, paired by problem, and by seed where both have the same; or None."""
-        seeds, ours = self.of(label, benchmarks, decoding, key)
-        other_seeds, theirs = self.of(other, benchmarks, decoding, key)
-        if not seeds or not other_seeds:
-            return None
-        paired = [a - (b if seeds == other_seeds else b.mean(axis=0)) for a, b in zip(ours, theirs)]
-        return len(seeds), average(paired), interval(*paired)
-
-
-def average(benchmarks):
-    """Mean over benchmarks of the mean over seeds and problems."""
-    return float(np.mean([values.mean() for values in benchmarks]))
-
-
-def report(folder):
-    """Write folder/report.md and its figures from every eval.json below it, and the metrics.jsonl beside them."""
-    folder = Path(folder)
-    scores = Scores(read_scores(folder))
-    labels = scores.labels()
-    lines = ["# " + ("Scores" if scores.benchmarks != ["arith"] else "Scores at micro scale"), "", *settings_lines(scores)]
-    verdicts = []
-    for section in SECTIONS:
-        named = [label.replace("*", scores.other) for label in section.labels]
-        claims = [(claim, a.replace("*", scores.other), b.replace("*", scores.other)) for claim, a, b in section.claims]
-        shown = [label for label in named if label in labels]
-        if section is not SECTIONS[0] and not set(shown) - set(SECTIONS[0].labels):
-            continue
-        lines += [f"## {section.title}", "", *score_table(scores, shown, section.title.startswith("Table 3")), ""]
-        verdicts += claim_rows(scores, claims)
-        if section is SECTIONS[0]:
-            lines += plot_scores(scores, folder, shown)
-        if section.title.startswith("Figure 1"):
-            for key, what in (("tokens", "makes longer answers than"), ("markers", "makes more reflection markers than")):
-                verdicts += claim_rows(scores, [(claim.replace("beats", what), a, b) for claim, a, b in claims], key)
-            for design, name in (("", "figure1.png"), ("-matched", "figure1-matched.png")):
-                lines += plot_filter(scores, folder, design, name)
-        if section.title.startswith("Figure 6"):
-            lines += plot_sweeps(scores, folder)
-    others = [label for label in labels if label not in {x.replace("*", scores.other) for s in SECTIONS for x in s.labels}]
-    if others:
-        lines += ["## Other runs", "", *score_table(scores, others), ""]
-    rollouts = {label: read_rollouts(scores, label) for label in ("opd", "opsd")}
-    lines += plot_log_ratios(folder, rollouts) + plot_entropy(folder, rollouts) + plot_weights(folder, rollouts)
-    verdicts += weight_verdicts(scores, rollouts)
-    lines += plot_seconds(scores, folder) + behaviour_table(scores, labels) + training_table(scores, labels)
-    lines[lines.index("VERDICTS") : lines.index("VERDICTS") + 1] = verdict_lines(scores, verdicts)
-    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"wrote {folder / 'report.md'}")
-
-
-def settings_lines(scores):
-    """What all tables share: how scores and intervals were made."""
-    s = scores.last[0].settings
-    seeds = sorted({run.seed for run in scores.last})
-    problems = []
-    for benchmark in scores.benchmarks:
-        run = next(run for run in scores.last if benchmark in run.settings["checksums"])
-        r = next(r for (name, _), r in run.results.items() if name == benchmark)
-        n = max(r["n"] for run in scores.last for (name, _), r in run.results.items() if name == benchmark)
-        problems.append(f"{benchmark}: {len(r['per_problem']['right'])} problems (checksum "
-                        f"{run.settings['checksums'][benchmark]}), {n} answers each")
-    return [
-        f"Settings of every score: {'; '.join(problems)}; sampled at temperature {s['temperature']:g}, top-p {s['top_p']:g}, "
-        f"top-k {s['top_k'] or 'off'}, greedy with one answer a problem; at most {s['max_new_tokens']} new tokens, thinking "
-        f"{'on' if s['thinking'] else 'off'}; {s['engine']} "
-        f"{s.get('versions', {}).get(s['engine'], '')}; training seeds {', '.join(map(str, seeds))}. Scores are percent right, "
-        "means over seeds; a run is scored at its fixed last step.", "",
-        "In brackets: the 95 % interval. With several seeds it combines Student's t over the seeds' means with the spread "
-        "over problems, and three seeds make it wide; with one seed it is a bootstrap over problems, and says nothing of "
-        "how another seed would have ended. Differences are paired by problem and seed. \"Best\" is the mean over seeds of "
-        "the best of the run's checkpoints, selected on the test set, as the paper's figures are; never compare it with a "
-        "last step. Paper: ReNIO, arXiv 2606.23104v1, Avg@12 in math and Avg@4 in code, on its own models and benchmarks.", "",
-        "VERDICTS"]
-
-
-def percent(value, ends=None, sign=""):
-    text = f"{100 * value:{sign}.1f}"
-    return text + (f" [{100 * ends[0]:{sign}.1f}, {100 * ends[1]:{sign}.1f}]" if ends else "")
-
-
-def same_problems(runs, benchmark):
-    """Raise renio.UserError unless all runs were scored on the same problems of the benchmark."""
-    by_checksum = {run["settings"]["checksums"][benchmark]: run["label"] for run in runs}
-    if len(by_checksum) > 1:
-        raise renio.UserError(f"{' and '.join(by_checksum.values())} were scored on different problems of {benchmark}")
-
-
-def published(scores, label, benchmarks, by_length=False):
-    """The paper's figure for a method, on these benchmarks or, where they are none of the paper's, its mean in math."""
-    student = Path(next((run.settings["model"] for run in scores.last if run.label == "base"), "")).name
-    figures = PUBLISHED.get(student, PUBLISHED["Qwen3-1.7B"]).get(published_label(scores, label, by_length))
-    if figures is None:
-        return ""
-    names = benchmarks[0] if len(benchmarks) == 1 else BENCHMARKS[benchmarks[0]].task
-    place = COLUMNS.index(names) if names in COLUMNS else COLUMNS.index("math")
-    return f"{figures[place]:.2f}".removesuffix("0") if place < len(figures) else ""
-
-
 def published_label(scores, label, by_length):
     """The label under which the paper has this row; by_length: in a table over the length of rollouts.
 
     The paper's main runs have the short rollouts. Where ours have the long ones, rows change places in such a table.
     """
     base, at, _ = label.partition("@")
-    if scores.other.isdigit() and int(scores.other) < 1024:
+    if scores.other_length.isdigit() and int(scores.other_length) < 1024:
         longer = f"{label}@4096"
         return base if at else longer if by_length and longer in PUBLISHED_SECONDS else label
     return label
 
 
+def published(scores, label, benchmarks, by_length=False):
+    """The paper's score of a method, on these benchmarks or, where they are none of the paper's, its mean in math."""
+    student = Path(next((run.settings["model"] for run in scores.last if run.label == "base"), "")).name
+    figures = PUBLISHED.get(student, PUBLISHED["Qwen3-1.7B"]).get(published_label(scores, label, by_length))
+    if figures is None:
+        return ""
+    column = benchmarks[0] if len(benchmarks) == 1 else BENCHMARKS[benchmarks[0]].task
+    place = COLUMNS.index(column) if column in COLUMNS else COLUMNS.index("math")
+    return f"{figures[place]:.2f}".removesuffix("0") if place < len(figures) else ""
+
+
+def markdown_table(rows):
+    """Lines of a table. rows: of (header, cell) pairs, with the same headers in each."""
+    cells = [[header for header, _ in rows[0]], ["---"] * len(rows[0]), *([cell for _, cell in row] for row in rows)]
+    return ["| " + " | ".join(line) + " |" for line in cells]
+
+
+def plain_table(rows, width=100):
+    """The same as aligned text, without the last columns where all of them would be wider than `width`."""
+    lines = [""] * (1 + len(rows))
+    for column in zip(*rows, strict=True):
+        cells = [column[0][0], *(cell for _, cell in column)]
+        longer = [f"{line}{cell:<{max(map(len, cells)) + 2}}" for line, cell in zip(lines, cells, strict=True)]
+        if len(longer[0]) > width + 2:
+            break
+        lines = longer
+    return [line.rstrip() for line in lines]
+
+
+def score_cell(scores, label, benchmarks, decoding):
+    """A score with its interval, as text."""
+    _, values = scores.of(label, benchmarks, decoding)
+    return percent(average(values), interval(*values, within=(0, 1))) if values else ""
+
+
 def score_table(scores, labels, by_length=False):
-    """A row a method: score with interval, sd over seeds, best of the checkpoints, and the paper's figure."""
+    """A row a method: score with interval, sd over seeds, best of the checkpoints, and the paper's score."""
     columns = [c for c in scores.columns() if any(scores.of(label, *c[1:])[0] for label in labels)]
     curves = any(len(scores.steps(label)) > 1 for label in labels)
     known = any(set(benchmarks) <= set(COLUMNS) for _, benchmarks, _ in columns)
-    header = ["method", "seeds"]
-    for title, benchmarks, decoding in columns:
-        header += [title, "sd"] + ["best"] * curves
-        if known and decoding == "sampled":
-            header.append("paper")
-    if not known:
-        header.append("paper: Qwen3-1.7B, math")
     rows = []
     for label in labels:
-        row = [label, str(max(len(scores.of(label, *c[1:])[0]) for c in columns))]
+        row = [("method", label), ("seeds", str(max(len(scores.of(label, *c[1:])[0]) for c in columns)))]
         for title, benchmarks, decoding in columns:
             seeds, values = scores.of(label, benchmarks, decoding)
-            if seeds:
-                means = np.mean([v.mean(axis=1) for v in values], axis=0)  # (S,)
-                row += [percent(average(values), interval(*values, within=(0, 1))),
-                        f"{100 * means.std(ddof=1):.1f}" if len(seeds) > 1 else ""]
-            else:
-                row += ["", ""]
+            sd = np.mean([v.mean(axis=1) for v in values], axis=0).std(ddof=1) if len(seeds) > 1 else None
+            row += [(title, score_cell(scores, label, benchmarks, decoding)),
+                    ("sd", "" if sd is None else f"{100 * sd:.1f}")]
             if curves:
-                row.append(best_of_checkpoints(scores, label, benchmarks, decoding))
+                row.append(("best", best_of_checkpoints(scores, label, benchmarks, decoding)))
             if known and decoding == "sampled":
-                row.append(published(scores, label, benchmarks, by_length))
+                row.append(("paper", published(scores, label, benchmarks, by_length)))
         if not known:
-            row.append(published(scores, label, columns[0][1], by_length))
+            row.append(("paper: Qwen3-1.7B, math", published(scores, label, columns[0][1], by_length)))
         rows.append(row)
-    return markdown_table(header, rows)
+    return markdown_table(rows)
 
 
 def best_of_checkpoints(scores, label, benchmarks, decoding):
@@ -1091,348 +1030,456 @@ def best_of_checkpoints(scores, label, benchmarks, decoding):
     for step in scores.steps(label):
         seeds, values = scores.of(label, benchmarks, decoding, step=step)
         if seeds:
-            per_step.append(dict(zip(seeds, np.mean([v.mean(axis=1) for v in values], axis=0))))
+            per_step.append(dict(zip(seeds, np.mean([v.mean(axis=1) for v in values], axis=0), strict=True)))
     if len(per_step) < 2:
         return ""
     common = set.intersection(*map(set, per_step))
     return f"{percent(np.mean([max(step[seed] for step in per_step) for seed in common]))} of {len(per_step)}"
 
 
-def verdict(seeds, ends):
-    """What an interval says of the claim that a difference is above 0."""
-    if seeds < 2:
-        return "undecided: one seed"
-    return "supported" if ends[0] > 0 else "not supported: the opposite" if ends[1] < 0 else "undecided at this scale"
+class Claim(NamedTuple):
+    """What the paper says of two methods, or what a control asks: that `label` is above `other`."""
+
+    text: str
+    label: str
+    other: str
+    key: str = "right"  # in right answers; or in tokens or markers an answer
 
 
-def headline_columns(scores):
-    """The columns that claims are judged on: means over benchmarks in place of their parts."""
-    columns = scores.columns()
-    return [c for c in columns if not any(set(c[1]) < set(more) for _, more, _ in columns)]
+def claim_row(scores, text, compared, cells, paper=""):
+    titles = [f"{title}, points [95 %]" for title, *_ in scores.headline_columns()]
+    return [("claim", text), ("difference", compared), *zip(titles, cells, strict=True), ("paper, points", paper)]
 
 
-def claim_rows(scores, claims, key="right"):
-    """A row a claim: claim, what is compared, difference and verdict in each headline column, and the paper's difference.
+def claim_rows(scores, claims):
+    """A row a claim: difference and verdict in each headline column, and the paper's difference.
 
-    In points for key right, else in tokens or markers an answer.
+    In points for key right, else in tokens or markers an answer. Claims on runs that are not there have no row.
     """
     rows = []
-    for claim, label, other in claims:
+    columns = scores.headline_columns()
+    for text, label, other, key in claims:
+        label, other = scores.named(label), scores.named(other)
         cells = []
-        for _, benchmarks, decoding in headline_columns(scores):
+        for _, benchmarks, decoding in columns:
             seeds, mean, ends = scores.difference(label, other, benchmarks, decoding, key) or (0, 0, (0, 0))
-            text = percent(mean, ends, "+") if key == "right" else f"{mean:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}] {key}"
-            cells.append(f"{text}: {verdict(seeds, ends)}" if seeds else "")
-        figures = [published(scores, x, headline_columns(scores)[0][1]) for x in (label, other)]
-        theirs = f"{float(figures[0]) - float(figures[1]):+.2f}" if all(figures) and key == "right" else ""
+            size = (percent(mean, ends, "+") if key == "right" else
+                    f"{mean:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}] {key}")
+            cells.append(f"{size}: {verdict(seeds, ends)}" if seeds else "")
+        theirs = [published(scores, x, columns[0][1]) for x in (label, other)]
+        paper = f"{float(theirs[0]) - float(theirs[1]):+.2f}" if all(theirs) and key == "right" else ""
         if any(cells):
-            rows.append([claim, f"{label} − {other}", *cells, theirs])
+            rows.append(claim_row(scores, text, f"{label} − {other}", cells, paper))
     return rows
 
 
-def weight_verdicts(scores, rollouts):
-    """Whether ReNIO's weight ranks wrong rollouts above right ones, from the rollouts of each seed."""
+def weight_rows(scores):
+    """Rows as of claim_rows: whether ReNIO's weight ranks wrong rollouts above right ones."""
     rows = []
-    for label, by_seed in rollouts.items():
-        curves = [renio.area_under_curve([r["weight"] for r in graded], [not r["right"] for r in graded])
-                  for run in by_seed.values() if (graded := [r for r in run if r["right"] is not None])]
-        curves = np.array([c for c in curves if c is not None])
-        if len(curves):
-            ends = interval(curves[:, None] - 0.5, within=(-0.5, 0.5)) if len(curves) > 1 else (0, 0)
-            rows.append([f"the weight ranks wrong rollouts above right ones in {label.upper()}", "AUC − 0.5 of rollouts",
-                         f"{curves.mean() - 0.5:+.3f} [{ends[0]:+.3f}, {ends[1]:+.3f}]: {verdict(len(curves), ends)}",
-                         *[""] * len(headline_columns(scores))])
+    for label in ("opd", "opsd"):
+        excess = scores.auc_within_batch(label) - 0.5  # (S,)
+        if len(excess):
+            low, high = interval(excess[:, None], within=(-0.5, 0.5))
+            cell = f"{excess.mean():+.3f}" + f" [{low:+.3f}, {high:+.3f}]" * (len(excess) > 1)
+            empty = [""] * (len(scores.headline_columns()) - 1)
+            rows.append(claim_row(scores, f"the weight ranks wrong rollouts above right ones in {label.upper()}",
+                                  "AUC − 0.5 within a batch", [f"{cell}: {verdict(len(excess), (low, high))}", *empty]))
     return rows
 
 
 def verdict_lines(scores, rows):
     if not rows:
         return []
-    header = ["claim", "difference", *(f"{title}, points [95 %]" for title, *_ in headline_columns(scores)), "paper, points"]
-    return ["## Verdicts", "", *markdown_table(header, rows), "",
-            "Supported: the interval lies above 0; not supported: below it; undecided: it holds 0, or there is one seed. A "
-            "verdict is of these models, problems and steps; of twenty differences that are truly none, about one is not "
-            "called undecided." + (
-                " The recipe (models, steps, learning rates, data) was fixed by the base's accuracy, the teachers', the "
-                "gain of plain OPD and OPSD, and time; GRPO's learning rate by its own gain over the base on one seed. No "
-                "setting was chosen by which weighting wins."
-                if scores.benchmarks == ["arith"] else ""), ""]
+    recipe = (" The recipe (models, steps, learning rates, data) was fixed by the base's accuracy, the teachers', the "
+              "gain of plain OPD and OPSD, and time; GRPO's learning rate by its own gain over the base on one seed. "
+              "No setting was chosen by which weighting wins.")
+    return ["## Verdicts", "", *markdown_table(rows), "",
+            "Supported: the interval lies above 0; not supported: below it; undecided: it holds 0, or there is one "
+            "seed. A verdict is of these models, problems and steps; of twenty differences that are truly none, about "
+            "one is not called undecided." + recipe * (scores.benchmarks == ["arith"]), ""]
 
 
-def behaviour_table(scores, labels):
+def settings_lines(scores):
+    """What all tables share: how scores and intervals were made."""
+    s = scores.last[0].settings
+    seeds = sorted({run.seed for run in scores.last})
+    problems = []
+    for benchmark in scores.benchmarks:
+        runs = [(run, r) for run in scores.last for (name, _), r in run.results.items() if name == benchmark]
+        run, r = runs[0]
+        problems.append(f"{benchmark}: {len(r['per_problem']['right'])} problems (checksum "
+                        f"{run.settings['checksums'][benchmark]}), {max(r['n'] for _, r in runs)} answers each")
+    return [
+        f"Settings of every score: {'; '.join(problems)}; sampled at temperature {s['temperature']:g}, top-p "
+        f"{s['top_p']:g}, top-k {s['top_k'] or 'off'}, greedy with one answer a problem; at most {s['max_new_tokens']} "
+        f"new tokens, thinking {'on' if s['thinking'] else 'off'}; {s['engine']} "
+        f"{s.get('versions', {}).get(s['engine'], '')}; training seeds {', '.join(map(str, seeds))}. Scores are "
+        "percent right, means over seeds; a run is scored at its fixed last step.", "",
+        "In brackets: the 95 % interval. With several seeds it combines Student's t over the seeds' means with the "
+        "spread over problems, and three seeds make it wide; with one seed it is a bootstrap over problems, and says "
+        "nothing of how another seed would have ended. Differences are paired by problem and seed. \"Best\" is the "
+        "mean over seeds of the best of the run's checkpoints, selected on the test set, as the paper's figures are; "
+        "never compare it with a last step. Paper: ReNIO, arXiv 2606.23104v1, Avg@12 in math and Avg@4 in code, on its "
+        "own models and benchmarks.", ""]
+
+
+def behaviour_table(scores):
     """Pass@k, majority vote, length, truncation, format and markers of every method, under the first decoding."""
-    lines = []
+    lines, decoding = [], scores.decodings[0]
     for benchmark in scores.benchmarks:
         rows = []
-        for label in labels:
-            found = scores.summaries(label, benchmark, scores.decodings[0])
-            if found:
-                n = found[0]["n"]
-                mean = {key: np.mean([r[key] for r in found]) for key in (
-                    f"pass@{n}", "length", "truncation_rate", "format_rate", "unparsable_rate", "markers")}
-                ends = np.mean([r[f"pass@{n}_interval"] for r in found], axis=0).tolist()
-                vote = ""
-                if found[0]["majority"] is not None:
-                    vote = percent(np.mean([r["majority"] for r in found]),
-                                   np.mean([r["majority_interval"] for r in found], axis=0).tolist())
-                rows.append([label, percent(mean[f"pass@{n}"], ends), vote, f"{mean['length']:.1f}",
-                             percent(mean["truncation_rate"]), percent(mean["format_rate"]),
-                             f"{100 * mean['unparsable_rate']:.2f}", f"{mean['markers']:.2f}"])
-        if not rows:
-            continue
-        lines += [f"## Behaviour on {benchmark}, {scores.decodings[0]}", "",
-                  *markdown_table(["method", f"pass@{n}", f"majority@{n}", "tokens", "truncated, %", "boxed, %",
-                                   "unparsable, %", "markers"], rows), "",
-                  "Means over seeds; in brackets the mean ends of the seeds' 95 % intervals by bootstrap over problems. "
-                  "Boxed: answers with a box; unparsable: boxes that no grader can read, counted as wrong; markers: the "
-                  "paper's reflection markers in an answer.", ""]
+        for label in scores.labels:
+            found = [run.results[benchmark, decoding] for run in scores.last
+                     if run.label == label and (benchmark, decoding) in run.results]
+            if not found:
+                continue
+            n, voted = found[0]["n"], found[0]["majority"] is not None
+            mean = {key: np.mean([r[key] for r in found], axis=0).tolist() for key in found[0]
+                    if key not in ("benchmark", "decoding", "per_problem")
+                    and (voted or not key.startswith("majority"))}
+            rows.append([
+                ("method", label), (f"pass@{n}", percent(mean[f"pass@{n}"], mean[f"pass@{n}_interval"])),
+                (f"majority@{n}", percent(mean["majority"], mean["majority_interval"]) if voted else ""),
+                ("tokens", f"{mean['length']:.1f}"), ("truncated, %", percent(mean["truncation_rate"])),
+                ("boxed, %", percent(mean["format_rate"])), ("unparsable, %", f"{100 * mean['unparsable_rate']:.2f}"),
+                ("markers", f"{mean['markers']:.2f}")])
+        if rows:
+            lines += [f"## Behaviour on {benchmark}, {decoding}", "", *markdown_table(rows), "",
+                      "Means over seeds; in brackets the mean ends of the seeds' 95 % intervals by bootstrap over "
+                      "problems. Boxed: answers with a box; unparsable: boxes that no grader can read, counted as "
+                      "wrong; markers: the paper's reflection markers in an answer.", ""]
     return lines
 
 
-def metrics_of(scores, label):
-    """The rows of metrics.jsonl of each run with this label."""
-    logs = [run.folder / "metrics.jsonl" for run in scores.last if run.label == label]
-    return [[json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] for log in logs if log.exists()]
+def training_row(label, runs):
+    """How the runs (rows of metrics.jsonl each) of a method went."""
+    quarter = max(1, len(runs[0]) // 4)
+
+    def mean(key, form, steps=slice(None)):
+        values = [row[key] for run in runs for row in run[steps] if row.get(key) is not None]
+        return format(np.mean(values), form) if values else ""
+
+    def change(key, form):  # from the first to the last quarter of the steps
+        ends = [mean(key, form, steps) for steps in (slice(quarter), slice(-quarter, None))]
+        return " → ".join(ends) if all(ends) else ""
+
+    return [("method", label), ("steps", str(len(runs[0]))),
+            ("median s a step", f"{np.median([row['seconds'] for run in runs for row in run]):.2f}"),
+            ("divergence a token", change("divergence", ".3f")), ("rollouts right", change("rollout_accuracy", ".2f")),
+            ("key tokens", mean("key_token_share", ".3f")), ("largest weight", mean("weight_max", ".2f")),
+            ("effective samples", mean("effective_sample_size", ".1f")),
+            ("AUC for wrong", mean("weight_auc_wrong", ".2f"))]
 
 
-def training_table(scores, labels):
-    """How the runs went, from the metrics.jsonl beside each eval.json."""
-    rows = []
-    for label in labels:
-        runs = metrics_of(scores, label)
-        if not runs or "rollout_accuracy" not in runs[0][0]:
-            continue
-
-        def mean(key, form, span=slice(None)):
-            values = [row[key] for run in runs for row in run[span] if row.get(key) is not None]
-            return format(np.mean(values), form) if values else ""
-
-        quarter = max(1, len(runs[0]) // 4)
-
-        def change(key, form):  # from the first to the last quarter of the steps
-            ends = [mean(key, form, span) for span in (slice(quarter), slice(-quarter, None))]
-            return " → ".join(ends) if all(ends) else ""
-
-        rows.append([label, str(len(runs[0])), f"{np.median([row['seconds'] for run in runs for row in run]):.2f}",
-                     change("divergence", ".3f"), change("rollout_accuracy", ".2f"), mean("key_token_share", ".3f"),
-                     mean("weight_max", ".2f"), mean("effective_sample_size", ".1f"), mean("weight_auc_wrong", ".2f")])
-    if not rows:
-        return []
-    header = ["method", "steps", "median s a step", "divergence a token", "rollouts right", "key tokens", "largest weight",
-              "effective samples", "AUC for wrong"]
-    return ["## Training", "", *markdown_table(header, rows), "",
-            "Means over steps and seeds; `→` from the first to the last quarter of the steps; shares as fractions. AUC for "
-            "wrong: the chance that the ReNIO weight of a wrong rollout exceeds that of a right one in the same batch, "
-            "whether or not the method used the weight.", ""]
-
-
-def markdown_table(header, rows):
-    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
+def training_table(scores):
+    """How the runs went, from their metrics.jsonl."""
+    logs = {label: scores.logs(label, "metrics.jsonl") for label in scores.labels}
+    rows = [training_row(label, runs) for label, runs in logs.items() if runs and "rollout_accuracy" in runs[0][0]]
+    return rows and [
+        "## Training", "", *markdown_table(rows), "",
+        "Means over steps and seeds; `→` from the first to the last quarter of the steps; shares as fractions. AUC "
+        "for wrong: the chance that the ReNIO weight of a wrong rollout exceeds that of a right one in the same "
+        "batch, whether or not the method used the weight.", ""]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The figures, readable in print and without colour. Each returns the lines that show it in the report, or none.
+# The report's figures, readable in print and without colour.
 
 
-@contextlib.contextmanager
-def drawing(path, rows=1, columns=1, size=(5.0, 3.4)):
-    """The axes (rows, columns) of a figure that is written to `path` in the end."""
+def figure(path, panels, draw, alt, text, heading=None, columns=None, size=(5.0, 3.4)):
+    """Write a figure of panels, each drawn by draw(axis, *panel), in rows of `columns` (without it all in one).
+
+    size: of a panel, inches. Returns the lines of the report that show it with its text; none where it has no panel.
+    """
+    if not panels:
+        return []
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False,
-                                   layout="constrained")
-    yield axes
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    pyplot.rc("axes", titlesize=10)
+    pyplot.rc("legend", fontsize=8)
+    columns = columns or len(panels)
+    rows = len(panels) // columns
+    sheet, axes = pyplot.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False,
+                                  layout="constrained")
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        draw(axis, *panel)
+    sheet.savefig(path, dpi=130)
+    pyplot.close(sheet)
+    return [*([f"## {heading}", ""] if heading else []), f"![{alt}]({path.name})", "", *text, *[""] * bool(text)]
 
 
-def error_bars(values, ends):
-    """Lengths (2, N) of error bars from values and their (low, high) ends."""
-    return np.abs(np.array(ends).T - np.array(values))
+def draw_intervals(axis, points, scale=100, within=(-np.inf, np.inf), horizontal=False, **style):
+    """Marks with 95 % intervals. points: of (place, values (seeds, problems) of each benchmark, [] leaves it out)."""
+    points = [(place, average(values), *interval(*values, within=within)) for place, values in points if values]
+    if points:
+        places, means, low, high = np.array(points).T
+        means, errors = scale * means, scale * np.abs([means - low, high - means])
+        marks = dict(x=means, y=places, xerr=errors) if horizontal else dict(x=places, y=means, yerr=errors)
+        axis.errorbar(**marks, **style)
 
 
-def plot_scores(scores, folder, labels):
+def plot_scores(scores, folder):
     """Score of each method, a mark a decoding."""
-    tasks = list(dict.fromkeys(tuple(benchmarks) for _, benchmarks, _ in headline_columns(scores)))
-    with drawing(folder / "scores.png", 1, len(tasks), (6.5, 0.42 * len(labels) + 1.3)) as axes:
-        for axis, benchmarks in zip(axes[0], tasks):
-            for decoding, marker, fill, shift in (("sampled", "o", "black", -0.14), ("greedy", "D", "white", 0.14)):
-                points = [(place + shift, average(values), interval(*values, within=(0, 1)))
-                          for place, label in enumerate(labels)
-                          for seeds, values in [scores.of(label, list(benchmarks), decoding)] if seeds]
-                if points:
-                    places, means, ends = zip(*points)
-                    axis.errorbar(100 * np.array(means), places, xerr=100 * error_bars(means, ends), fmt=marker,
-                                  color="black", markerfacecolor=fill, capsize=3, label=decoding)
-            axis.set_yticks(range(len(labels)), labels)
-            axis.invert_yaxis()
-            axis.set_xlabel(f"{', '.join(benchmarks)}: right answers, % (bars: 95 % intervals)")
-            axis.grid(axis="x", alpha=0.3)
-            axis.legend(loc="best")
-    return ["![Score of each method with its interval](scores.png)", ""]
+    labels = [label for label in METHODS if label in scores.labels]
+
+    def draw(axis, *benchmarks):
+        for decoding, marker, fill, shift in (("sampled", "o", "black", -0.14), ("greedy", "D", "white", 0.14)):
+            points = [(place + shift, scores.of(label, benchmarks, decoding)[1]) for place, label in enumerate(labels)]
+            draw_intervals(axis, points, within=(0, 1), horizontal=True, fmt=marker, color="black",
+                           markerfacecolor=fill, capsize=3, label=decoding)
+        axis.set_yticks(range(len(labels)), labels)
+        axis.invert_yaxis()
+        axis.set(xlabel=f"{', '.join(benchmarks)}: right answers, % (bars: 95 % intervals)")
+        axis.grid(axis="x", alpha=0.3)
+        axis.legend(fontsize=10)
+
+    panels = list(dict.fromkeys(tuple(benchmarks) for _, benchmarks, _ in scores.headline_columns()))
+    return figure(folder / "scores.png", panels, draw, "Score of each method with its interval", [],
+                  size=(6.5, 0.42 * len(labels) + 1.3))
 
 
 ARM_STYLES = {"correct": ("o", "-", "black"), "incorrect": ("s", "--", "black"), "unfiltered": ("^", ":", "grey")}
 
 
-def plot_filter(scores, folder, design, name):
-    """Figures 1, 7 and 8: score, length and markers of each arm over the training steps."""
+def plot_filter(scores, folder):
+    """Figures 1, 7 and 8: score, length and markers of each arm over the training steps, for both designs."""
+    return [*plot_arms(scores, folder / "figure1.png", "", "as in the paper"),
+            *plot_arms(scores, folder / "figure1-matched.png", "-matched",
+                       "on the same problems for each arm (a design that the paper lacks)")]
+
+
+def plot_arms(scores, path, design, described):
     methods = [m for m in ("opd", "opsd") if any(len(scores.steps(f"{m}{design}-{arm}")) > 1 for arm in ARM_STYLES)]
-    if not methods:
-        return []
-    _, benchmarks, decoding = headline_columns(scores)[0]
-    panels = (("right", "right answers, %", 100), ("tokens", "tokens an answer", 1), ("markers", "markers an answer", 1))
-    with drawing(folder / name, len(methods), len(panels), (4.2, 3.0)) as axes:
-        for row, method in zip(axes, methods):
-            for axis, (key, title, scale) in zip(row, panels):
-                for shift, (arm, (marker, line, colour)) in enumerate(ARM_STYLES.items()):
-                    label, points = f"{method}{design}-{arm}", []
-                    for step in (0, *scores.steps(label)):
-                        seeds, values = (scores.of("base", benchmarks, decoding, key) if step == 0 else
-                                         scores.of(label, benchmarks, decoding, key, step))
-                        if seeds:
-                            points.append((step + 0.4 * (shift - 1), average(values), interval(*values)))
-                    if points:
-                        steps, means, ends = zip(*points)
-                        axis.errorbar(steps, scale * np.array(means), yerr=scale * error_bars(means, ends), fmt=marker + line,
-                                      color=colour, markersize=4, capsize=2, linewidth=1, label=f"{arm}-only"
-                                      if arm != "unfiltered" else arm)
-                axis.set_xlabel("training step")
-                axis.set_ylabel(title)
-                axis.set_title(f"{method.upper()}{', same problems' * bool(design)}", fontsize=10)
-                axis.grid(alpha=0.3)
-        axes[0][0].legend(fontsize=8)
-    what = "on the same problems for each arm (a design that the paper lacks)" if design else "as in the paper"
-    return [f"![Score, length and markers over the training steps by arm]({name})", "",
-            f"Figures 1, 7 and 8, {what}: {', '.join(benchmarks)}, {decoding}; bars: 95 % intervals; step 0 is the base.", ""]
+    _, benchmarks, decoding = scores.headline_columns()[0]
+
+    def draw(axis, method, key, title, scale):
+        for shift, (arm, (marker, line, colour)) in enumerate(ARM_STYLES.items(), start=-1):
+            label = f"{method}{design}-{arm}"
+            points = [(0, scores.of("base", benchmarks, decoding, key)[1])]
+            points += [(step, scores.of(label, benchmarks, decoding, key, step)[1]) for step in scores.steps(label)]
+            draw_intervals(axis, [(step + 0.4 * shift, values) for step, values in points], scale, fmt=marker + line,
+                           color=colour, markersize=4, capsize=2, linewidth=1,
+                           label=arm if arm == "unfiltered" else f"{arm}-only")
+        axis.set(xlabel="training step", ylabel=title, title=method.upper() + ", same problems" * bool(design))
+        axis.grid(alpha=0.3)
+        if (method, key) == (methods[0], "right"):
+            axis.legend()
+
+    shown = [("right", "right answers, %", 100), ("tokens", "tokens an answer", 1), ("markers", "markers an answer", 1)]
+    text = [f"Figures 1, 7 and 8, {described}: {', '.join(benchmarks)}, {decoding}; bars: 95 % intervals; step 0 is "
+            "the base."]
+    return figure(path, [(method, *what) for method in methods for what in shown], draw,
+                  "Score, length and markers over the training steps by arm", text, columns=3, size=(4.2, 3.0))
 
 
 def plot_sweeps(scores, folder):
     """Figure 6: scores over the clip and over the threshold of ReNIO under OPD."""
-    sweeps = {"clip of the log-ratio (threshold 0.8)": {2.0: "-clip2.0", 2.5: "-clip2.5", 3.0: ""},
-              "threshold (clip 3.0)": {0.6: "-threshold0.6", 0.8: "", 1.0: "-threshold1.0"}}
-    with drawing(folder / "figure6.png", 1, 2) as axes:
-        for axis, (title, runs) in zip(axes[0], sweeps.items()):
-            for (name, benchmarks, decoding), marker, fill in zip(headline_columns(scores), "oDs^",
-                                                                   ("black", "white", "grey", "white")):
-                points = [(x, average(values), interval(*values, within=(0, 1))) for x, suffix in runs.items()
-                          for seeds, values in [scores.of(f"opd+renio{suffix}", benchmarks, decoding)] if seeds]
-                if points:
-                    places, means, ends = zip(*points)
-                    axis.errorbar(places, 100 * np.array(means), yerr=100 * error_bars(means, ends), fmt=marker + "-",
-                                  color="black", markerfacecolor=fill, capsize=3, linewidth=0.8, label=name)
-            axis.set_xticks(list(runs))
-            axis.set_xlabel(title)
-            axis.set_ylabel("right answers, %")
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize=8)
-    return ["![Scores over clip and threshold](figure6.png)", "", "Figure 6: OPD with ReNIO; bars: 95 % intervals.", ""]
+    def draw(axis, title, runs):
+        styles = [("o", "black"), ("D", "white"), ("s", "grey"), ("^", "white")]
+        for (name, benchmarks, decoding), (marker, fill) in zip(scores.headline_columns(), styles, strict=False):
+            points = [(x, scores.of(f"opd+renio{suffix}", benchmarks, decoding)[1]) for x, suffix in runs.items()]
+            draw_intervals(axis, points, within=(0, 1), fmt=marker + "-", color="black", markerfacecolor=fill,
+                           capsize=3, linewidth=0.8, label=name)
+        axis.set(xticks=list(runs), xlabel=title, ylabel="right answers, %")
+        axis.grid(alpha=0.3)
+        axis.legend()
 
-
-def read_rollouts(scores, label):
-    """Rows of rollouts.jsonl by training seed."""
-    paths = {run.seed: run.folder / "rollouts.jsonl" for run in scores.last if run.label == label}
-    return {seed: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            for seed, path in sorted(paths.items()) if path.exists()}
+    panels = [("clip of the log-ratio (threshold 0.8)", {2.0: "-clip2.0", 2.5: "-clip2.5", 3.0: ""}),
+              ("threshold (clip 3.0)", {0.6: "-threshold0.6", 0.8: "", 1.0: "-threshold1.0"})]
+    return figure(folder / "figure6.png", panels, draw, "Scores over clip and threshold",
+                  ["Figure 6: OPD with ReNIO; bars: 95 % intervals."])
 
 
 def plot_log_ratios(folder, rollouts):
-    """Figure 3: how the log-ratios of the sampled tokens are distributed."""
-    shown = {label: [x for run in runs.values() for r in run for x in r["log_ratios"]] for label, runs in rollouts.items()}
-    shown = {label: np.array(values) for label, values in shown.items() if values}
-    if not shown:
-        return []
-    with drawing(folder / "figure3.png", 1, len(shown)) as axes:
-        for axis, (label, values) in zip(axes[0], shown.items()):
-            axis.hist(values, bins=80, color="lightgrey", edgecolor="black", linewidth=0.4, log=True)
-            axis.axvline(0.8, color="black", linestyle="--", label="threshold 0.8")
-            axis.axvline(3.0, color="black", linestyle=":", label="clip 3.0")
-            axis.set_xlabel("log-ratio of student to teacher, nats")
-            axis.set_ylabel("sampled tokens")
-            axis.set_title(f"{label.upper()}: {len(values):,} tokens, {100 * (values > 0.8).mean():.1f} % above the threshold",
-                           fontsize=10)
-            axis.legend(fontsize=8)
-    return ["## Figure 3: log-ratios of the student's own tokens", "", "![Histogram of log-ratios](figure3.png)", "",
-            "All rollouts of the plain runs, over all steps and seeds.", ""]
+    """Figure 3: how the log-ratios of the sampled tokens are distributed.
+
+    rollouts: {method: rows of rollouts.jsonl of each run}; so too in the two figures below.
+    """
+    def draw(axis, label, values):
+        axis.hist(values, bins=80, color="lightgrey", edgecolor="black", linewidth=0.4, log=True)
+        axis.axvline(0.8, color="black", linestyle="--", label="threshold 0.8")
+        axis.axvline(3.0, color="black", linestyle=":", label="clip 3.0")
+        axis.set(xlabel="log-ratio of student to teacher, nats", ylabel="sampled tokens", title=(
+            f"{label.upper()}: {len(values):,} tokens, {100 * (values > 0.8).mean():.1f} % above the threshold"))
+        axis.legend()
+
+    values = {label: np.array([x for run in runs for r in run for x in r["log_ratios"]])
+              for label, runs in rollouts.items()}
+    return figure(folder / "figure3.png", [(label, x) for label, x in values.items() if len(x)], draw,
+                  "Histogram of log-ratios", ["All rollouts of the plain runs, over all steps and seeds."],
+                  heading="Figure 3: log-ratios of the student's own tokens")
 
 
 def plot_entropy(folder, rollouts):
     """Figure 5: the weight against the teacher's mean entropy."""
-    shown = {label: [r for run in runs.values() for r in run] for label, runs in rollouts.items() if runs}
-    if not shown:
-        return []
-    lines = []
-    with drawing(folder / "figure5.png", 1, len(shown)) as axes:
-        for axis, (label, rows) in zip(axes[0], shown.items()):
-            entropy, weight = (np.array([r[key] for r in rows]) for key in ("teacher_entropy", "weight"))
-            axis.plot(entropy, weight, ".", color="black", markersize=2, alpha=0.4)
-            axis.set_xlabel("teacher's mean entropy a token, nats")
-            axis.set_ylabel("ReNIO weight, before normalizing")
-            axis.set_yscale("log")
-            axis.set_title(label.upper(), fontsize=10)
-            axis.grid(alpha=0.3)
-            by_seed = [rank_correlation([r["teacher_entropy"] for r in run], [r["weight"] for r in run])
-                       for run in rollouts[label].values()]
-            lines.append(f"{label.upper()}: rank correlation {rank_correlation(entropy, weight):+.2f} over {len(rows):,} "
-                         f"rollouts (by seed {', '.join(f'{x:+.2f}' for x in by_seed)}).")
-    return ["## Figure 5: weight and the teacher's entropy", "", "![Weight against entropy](figure5.png)", "",
-            " ".join(lines), ""]
+    def columns(run):
+        return np.array([r["teacher_entropy"] for r in run]), np.array([r["weight"] for r in run])
+
+    def draw(axis, label, run):
+        axis.plot(*columns(run), ".", color="black", markersize=2, alpha=0.4)
+        axis.set(xlabel="teacher's mean entropy a token, nats", ylabel="ReNIO weight, before normalizing",
+                 yscale="log", title=label.upper())
+        axis.grid(alpha=0.3)
+
+    panels = [(label, [r for run in runs for r in run]) for label, runs in rollouts.items()]
+    text = [f"{label.upper()}: rank correlation {rank_correlation(*columns(pooled)):+.2f} over {len(pooled):,} rollouts "
+            f"(by seed {', '.join(f'{rank_correlation(*columns(run)):+.2f}' for run in rollouts[label])})."
+            for label, pooled in panels]
+    return figure(folder / "figure5.png", panels, draw, "Weight against entropy", [" ".join(text)],
+                  heading="Figure 5: weight and the teacher's entropy")
 
 
-def plot_weights(folder, rollouts):
+def plot_weights(scores, folder, rollouts):
     """Weights of right and of wrong rollouts, which the paper does not show."""
-    shown = {label: [r for run in runs.values() for r in run if r["right"] is not None] for label, runs in rollouts.items()}
-    shown = {label: rows for label, rows in shown.items() if rows}
-    if not shown:
-        return []
-    with drawing(folder / "weights.png", 1, len(shown)) as axes:
-        for axis, (label, rows) in zip(axes[0], shown.items()):
-            weights, wrong = np.array([r["weight"] for r in rows]), np.array([not r["right"] for r in rows])
-            bins = np.geomspace(weights.min(), weights.max() * 1.001, 40)
-            for which, name, style in ((~wrong, "right", dict(color="lightgrey", edgecolor="black", linewidth=0.4)),
-                                       (wrong, "wrong", dict(histtype="step", color="black", linewidth=1.5))):
-                axis.hist(weights[which], bins=bins, label=f"{name}: {which.sum():,}", **style)
-            axis.set_xscale("log")
-            axis.set_yscale("log")
-            axis.set_xlabel("ReNIO weight, before normalizing")
-            axis.set_ylabel("rollouts")
-            curve = renio.area_under_curve(weights, wrong)
-            axis.set_title(label.upper() + ("" if curve is None else f": AUC for wrong {curve:.3f}"), fontsize=10)
-            axis.legend(fontsize=8)
-    return ["## Weights of right and wrong rollouts", "", "![Weights of right and wrong rollouts](weights.png)", "",
-            "Of the plain runs, over all steps and seeds; rollouts cut before an answer are left out.", ""]
+    def draw(axis, label, rows):
+        weights, wrong = np.array([r["weight"] for r in rows]), np.array([not r["right"] for r in rows])
+        bins = np.geomspace(weights.min(), weights.max() * 1.001, 40)
+        for which, name, style in ((~wrong, "right", dict(color="lightgrey", edgecolor="black", linewidth=0.4)),
+                                   (wrong, "wrong", dict(histtype="step", color="black", linewidth=1.5))):
+            axis.hist(weights[which], bins=bins, label=f"{name}: {which.sum():,}", **style)
+        auc = scores.auc_within_batch(label)
+        axis.set(xscale="log", yscale="log", xlabel="ReNIO weight, before normalizing", ylabel="rollouts",
+                 title=label.upper() + (f": AUC for wrong within a batch {auc.mean():.3f}" if len(auc) else ""))
+        axis.legend()
+
+    graded = {label: [r for run in runs for r in run if r["right"] is not None] for label, runs in rollouts.items()}
+    return figure(folder / "weights.png", [(label, rows) for label, rows in graded.items() if rows], draw,
+                  "Weights of right and wrong rollouts",
+                  ["Of the plain runs, over all steps and seeds; rollouts cut before an answer are left out. AUC: the "
+                   "chance that the weight of a wrong rollout exceeds that of a right one of the same batch."],
+                  heading="Weights of right and wrong rollouts")
 
 
 def plot_seconds(scores, folder):
-    """Figure 4: seconds a step by method and length of the rollouts."""
-    names = ["opsd", "opsd+renio", "opsd@*", "opsd+renio@*", "opd", "opd+renio", "opd@*", "opd+renio@*", "grpo"]
-    shown = {}
-    for label in (name.replace("*", scores.other) for name in names):
-        seconds = [row["seconds"] for run in metrics_of(scores, label) for row in run[1:]]  # the first step warms up
-        if seconds:
-            shown[label] = np.quantile(seconds, [0.25, 0.5, 0.75])
-    if not shown:
+    """Figure 4: seconds a step by method and length of the rollouts, without the first step, which warms up."""
+    labels = [f"{m}{weight}{length}" for m in ("opsd", "opd") for length in ("", "@*") for weight in ("", "+renio")]
+    seconds = {label: [row["seconds"] for run in scores.logs(label, "metrics.jsonl") for row in run[1:]]
+               for label in map(scores.named, [*labels, "grpo"])}
+    quartiles = {label: np.quantile(values, [0.25, 0.5, 0.75]) for label, values in seconds.items() if values}
+    if not quartiles:
         return []
-    with drawing(folder / "figure4.png", size=(6.5, 0.4 * len(shown) + 1.2)) as axes:
-        low, middle, high = np.array(list(shown.values())).T
-        axes[0][0].barh(range(len(shown)), middle, xerr=[middle - low, high - middle], color="lightgrey", edgecolor="black",
-                        capsize=3)
-        axes[0][0].set_yticks(range(len(shown)), list(shown))
-        axes[0][0].invert_yaxis()
-        axes[0][0].set_xlabel("seconds a step: median, and quartiles over steps and seeds")
-    rows = [[label, f"{q[1]:.3f} [{q[0]:.3f}, {q[2]:.3f}]",
-             str(PUBLISHED_SECONDS.get(published_label(scores, label, True), ""))] for label, q in shown.items()]
-    return ["## Figure 4: seconds a step", "", "![Seconds a step](figure4.png)", "",
-            *markdown_table(["method", "ours, median [quartiles]", "paper, 4 H200"], rows), "",
-            "Runs side by side on one machine slow each other, so that small differences mean nothing here; `python "
-            "tests/bench.py step` compares with and without the weight in one process.", ""]
+
+    def draw(axis):
+        low, middle, high = np.array(list(quartiles.values())).T
+        axis.barh(range(len(quartiles)), middle, xerr=[middle - low, high - middle], color="lightgrey",
+                  edgecolor="black", capsize=3)
+        axis.set_yticks(range(len(quartiles)), list(quartiles))
+        axis.invert_yaxis()
+        axis.set(xlabel="seconds a step: median, and quartiles over steps and seeds")
+
+    rows = [[("method", label), ("ours, median [quartiles]", f"{q[1]:.3f} [{q[0]:.3f}, {q[2]:.3f}]"),
+             ("paper, 4 H200", str(PUBLISHED_SECONDS.get(published_label(scores, label, True), "")))]
+            for label, q in quartiles.items()]
+    return figure(folder / "figure4.png", [()], draw, "Seconds a step",
+                  [*markdown_table(rows), "",
+                   "Runs side by side on one machine slow each other, so that small differences mean nothing here; "
+                   "`python tests/bench.py step` compares with and without the weight in one process."],
+                  heading="Figure 4: seconds a step", size=(6.5, 0.4 * len(quartiles) + 1.2))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The report.
+
+
+class Section(NamedTuple):
+    """A table of the report: its methods, what is claimed of them, and its figure."""
+
+    title: str
+    labels: list
+    claims: list
+    figure: Callable | None = None  # of (scores, folder); returns the lines that show it
+    by_length: bool = False  # compares lengths of rollouts
+
+
+METHODS = ["base", "grpo", "opsd", "opsd+renio", "opd", "opd+renio", "teacher", "base with solution"]
+SECTIONS = [
+    Section("Tables 1 and 2: methods", METHODS, [
+        Claim("OPSD improves the base", "opsd", "base"), Claim("OPD improves the base", "opd", "base"),
+        Claim("ReNIO improves OPSD", "opsd+renio", "opsd"), Claim("ReNIO improves OPD", "opd+renio", "opd"),
+        Claim("OPSD with ReNIO beats GRPO", "opsd+renio", "grpo")], plot_scores),
+    Section("Table 3: length of the rollouts",
+            ["opsd", "opsd+renio", "opsd@*", "opsd+renio@*", "opd", "opd+renio", "opd@*", "opd+renio@*"],
+            [Claim("ReNIO improves OPSD at the other length", "opsd+renio@*", "opsd@*"),
+             Claim("ReNIO improves OPD at the other length", "opd+renio@*", "opd@*")], by_length=True),
+    Section("Table 4: parts of the weight",
+            ["opd", "opd+renio", "opd+renio-noclip", "opd+renio-nothreshold", "opd+renio-nonorm"],
+            [Claim("the clip helps", "opd+renio", "opd+renio-noclip"),
+             Claim("the threshold helps", "opd+renio", "opd+renio-nothreshold"),
+             Claim("the batch normalization helps", "opd+renio", "opd+renio-nonorm")]),
+    Section("Table 8: other weights", ["base", "opsd", "opsd+renio", "opsd+ts_sample", "opsd+st_token"],
+            [Claim("ReNIO beats teacher-to-student sample weights", "opsd+renio", "opsd+ts_sample"),
+             Claim("ReNIO beats student-to-teacher token weights", "opsd+renio", "opsd+st_token")]),
+    Section("Figure 1: training on correct or incorrect rollouts",
+            ["base", *(f"{m}{design}-{arm}" for m in ("opd", "opsd") for design in ("", "-matched")
+                       for arm in ("correct", "incorrect", "unfiltered"))],
+            [Claim(f"incorrect-only {does} correct-only in {m.upper()}"
+                   f"{', on the same problems (not in the paper)' * bool(design)}",
+                   f"{m}{design}-incorrect", f"{m}{design}-correct", key)
+             for key, does in (("right", "beats"), ("tokens", "makes longer answers than"),
+                               ("markers", "makes more reflection markers than"))
+             for m in ("opd", "opsd") for design in ("", "-matched")], plot_filter),
+    Section("Figure 6: sweeps", ["opd+renio-clip2.0", "opd+renio-clip2.5", "opd+renio", "opd+renio-threshold0.6",
+                                 "opd+renio-threshold1.0"],
+            [Claim("clip 3.0 beats 2.0", "opd+renio", "opd+renio-clip2.0"),
+             Claim("clip 3.0 beats 2.5", "opd+renio", "opd+renio-clip2.5"),
+             Claim("threshold 0.8 beats 0.6", "opd+renio", "opd+renio-threshold0.6"),
+             Claim("threshold 0.8 beats 1.0", "opd+renio", "opd+renio-threshold1.0")], plot_sweeps),
+    Section("Controls, which the paper lacks",
+            ["opd", "opd+renio", "opd+renio_shuffled", "opd+correctness", "opd+iw", "opsd", "opsd+renio",
+             "opsd+renio_shuffled", "opsd+correctness", "opsd+pw"],
+            [Claim("in OPD it matters which sample has which ReNIO weight", "opd+renio", "opd+renio_shuffled"),
+             Claim("in OPSD it matters which sample has which ReNIO weight", "opsd+renio", "opsd+renio_shuffled"),
+             Claim("weighting wrong rollouts by their verdict improves OPD", "opd+correctness", "opd"),
+             Claim("weighting wrong rollouts by their verdict improves OPSD", "opsd+correctness", "opsd"),
+             Claim("IW-OPD's token weights improve OPD", "opd+iw", "opd"),
+             Claim("PW-OPSD's token weights improve OPSD", "opsd+pw", "opsd")]),
+]
+
+
+def report(folder):
+    """Write folder/report.md and its figures from every eval.json below it and the logs of their runs.
+
+    Prints the scores of the methods, and where the report is.
+    """
+    scores = Scores(folder)
+    sections, claims, in_tables = [], [], set()
+    for section in SECTIONS:
+        labels = [label for label in map(scores.named, section.labels) if label in scores.labels]
+        if in_tables.issuperset(labels):  # nothing that the tables before it lack
+            continue
+        in_tables.update(labels)
+        sections += [f"## {section.title}", "", *score_table(scores, labels, section.by_length), ""]
+        sections += section.figure(scores, folder) if section.figure else []
+        claims += section.claims
+    others = [label for label in scores.labels if label not in in_tables]
+    if others:
+        sections += ["## Other runs", "", *score_table(scores, others), ""]
+    rollouts = {label: runs for label in ("opd", "opsd") if (runs := scores.logs(label, "rollouts.jsonl"))}
+    lines = ["# Scores" + " at micro scale" * (scores.benchmarks == ["arith"]), "", *settings_lines(scores),
+             *verdict_lines(scores, claim_rows(scores, claims) + weight_rows(scores)), *sections,
+             *plot_log_ratios(folder, rollouts), *plot_entropy(folder, rollouts),
+             *plot_weights(scores, folder, rollouts), *plot_seconds(scores, folder), *behaviour_table(scores),
+             *training_table(scores)]
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = [[("method", label), *((f"{title}, %", score_cell(scores, label, *what))
+                                  for title, *what in scores.headline_columns())]
+            for label in METHODS + others if label in scores.labels]
+    print(*plain_table(rows), "", f"wrote {folder / 'report.md'}", sep="\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line.
+
+PRESETS = {  # of --scale, for flags that are not given
+    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=64, batch_size=256, dtype="float32"),
+    "small": dict(benchmarks=["gsm8k"], n=4, max_new_tokens=512, batch_size=16, dtype="float32"),
+    "paper": dict(benchmarks=["aime24", "aime25", "hmmt25"], n=12, max_new_tokens=38912, batch_size=36,
+                  dtype="bfloat16"),
+}
+LARGEST = 2**31 - 1  # that vLLM's and torch's integers hold
 
 
 class Parser(argparse.ArgumentParser):
@@ -1441,56 +1488,51 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_args(argv):
+    """The flags of an evaluation. Raises renio.UserError for values out of bounds and for flags that contradict."""
     parser = Parser(prog="eval.py", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add, bounds = parser.add_argument, {}
+
+    def number(flag, low, high, text, **settings):
+        bounds[flag] = low, high, text
+        add(flag, type=type(low), help=text, **settings)
+
     add("--model", help="folder or hub name")
     add("--adapter", help="folder of a peft adapter on the model")
     add("--checkpoints", help="score every checkpoint-N of this run instead, each into its own eval.json")
-    add("--scale", choices=list(SCALES), default="micro", help="preset of the flags below; explicit flags win")
+    add("--scale", choices=list(PRESETS), default="micro", help="preset of the flags below; explicit flags win")
     add("--benchmarks", nargs="+", help=f"of {', '.join(BENCHMARKS)}")
     add("--data_dir", help="read benchmarks from files there instead of the hub")
-    add("--limit", type=int, help="score only the first problems")
-    add("--n", type=int, help="samples a problem; without it the scale's, for code 4")
+    number("--limit", 1, LARGEST, "score only the first problems")
+    number("--n", 1, 10**5 - 1, "samples a problem; without it the scale's, for code 4")
     add("--decoding", nargs="+", choices=["sampled", "greedy"], default=["sampled"], help="greedy takes one a problem")
-    add("--temperature", type=float, default=1.0, help="of sampled decoding")
-    add("--top_p", type=float, default=0.95, help="nucleus of sampled decoding")
-    add("--top_k", type=int, default=0, help="0: off")
-    add("--max_new_tokens", type=int, help="longest answer")
+    number("--temperature", 0.01, 100, "of sampled decoding; greedy: --decoding greedy", default=1.0)
+    number("--top_p", 1e-6, 1, "nucleus of sampled decoding; 1: off", default=0.95)
+    number("--top_k", 0, LARGEST, "sampled decoding draws from the k likeliest tokens only; 0: off", default=0)
+    number("--max_new_tokens", 1, LARGEST, "longest answer")
     add("--thinking", action=argparse.BooleanOptionalAction, default=True, help="thinking mode of the chat template")
     add("--privileged", action="store_true", help="put the reference solution in the prompt: scores OPSD's teacher")
-    add("--batch_size", type=int, help="answers sampled at a time")
+    number("--batch_size", 1, LARGEST, "answers sampled at a time")
     add("--engine", choices=["transformers", "vllm"], default="transformers", help="what samples the answers")
-    add("--vllm_memory", type=float, default=0.9, help="share of the GPU's memory for engine vllm")
+    number("--vllm_memory", 0.001, 0.999, "share of the GPU's memory for engine vllm", default=0.9)
     add("--dtype", choices=["float32", "bfloat16"], help="of the weights")
     add("--device", help="cuda or cpu; without it cuda where there is one")
-    add("--seed", type=int, default=0, help="of the sampling")
+    number("--seed", 0, LARGEST, "of the sampling", default=0)
     add("--label", help="the method's name in the report; without it that of the run or the model")
-    add("--train_seed", type=int, default=0, help="the training seed, for the report")
+    number("--train_seed", 0, LARGEST, "the training seed, for the report", default=0)
     add("--output", help="the .json to write")
     args = parser.parse_args(argv)
-    for name, value in SCALES[args.scale].items():
-        if name != "n" and getattr(args, name) is None:
+    for flag, (low, high, text) in bounds.items():
+        value = getattr(args, flag.removeprefix("--"))
+        if value is not None and not low <= value <= high:
+            raise renio.UserError(f"{flag} {value}: must lie in [{low}, {high}] ({text})")
+    for name, value in PRESETS[args.scale].items():
+        if name != "n" and getattr(args, name) is None:  # n depends on the benchmark too
             setattr(args, name, value)
     if args.checkpoints and (args.output or args.adapter):
         raise renio.UserError("--checkpoints: each has an eval.json of its own; leave out --output and --adapter")
     if not args.checkpoints and not (args.model and args.output):
         raise renio.UserError("need --model and --output, or --checkpoints")
-    for name in ("n", "max_new_tokens", "batch_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise renio.UserError(f"--{name} {getattr(args, name)}: must be at least 1")
-    for name in ("n", "max_new_tokens", "batch_size", "limit", "top_k", "seed", "train_seed"):
-        if (getattr(args, name) or 0) >= (10**5 if name == "n" else 2**31):
-            raise renio.UserError(f"--{name} {getattr(args, name)}: too large")
-    if not 0.01 <= args.temperature <= 100:
-        raise renio.UserError(f"--temperature {args.temperature}: must lie in [0.01, 100] (greedy: --decoding greedy)")
-    if not 0 < args.top_p <= 1:
-        raise renio.UserError(f"--top_p {args.top_p}: must lie in (0, 1]")
-    for name, least in (("top_k", 0), ("seed", 0), ("train_seed", 0), ("limit", 1)):
-        if (least if getattr(args, name) is None else getattr(args, name)) < least:
-            raise renio.UserError(f"--{name} {getattr(args, name)}: must be at least {least}")
-    if not 0 < args.vllm_memory < 1:
-        raise renio.UserError(f"--vllm_memory {args.vllm_memory}: must lie between 0 and 1")
     if args.engine == "vllm":
         renio.need_vllm("--engine")
     if args.device is None:
@@ -1503,29 +1545,29 @@ def parse_args(argv):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv[:1] == ["judge"]:
-            judge()
-        elif argv[:1] == ["report"]:
-            if len(argv) != 2:
+        match sys.argv[1:] if argv is None else argv:
+            case ["judge"]:
+                judge()
+            case ["report", folder]:
+                report(Path(folder))
+            case ["report", *_]:
                 raise renio.UserError("report takes one folder")
-            report(argv[1])
-        elif argv[:1] == ["compare"]:
-            if len(argv) != 3:
+            case ["compare", path, other_path]:
+                compare_files(path, other_path)
+            case ["compare", *_]:
                 raise renio.UserError("compare takes two files that eval.py wrote")
-            compare(*argv[1:])
-        else:
-            args = parse_args(argv)
-            try:
-                (evaluate_checkpoints if args.checkpoints else evaluate)(args)
-            finally:
-                renio.VllmSampler.close()
+            case words:
+                args = parse_args(words)
+                try:
+                    (evaluate_checkpoints if args.checkpoints else evaluate)(args)
+                finally:
+                    renio.VllmSampler.close()
     except renio.UserError as error:
         sys.exit(f"eval.py: {error}")
     except OSError as error:
-        sys.exit(f"eval.py: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; batches that were "
-                 "done are kept, and the same command goes on from them")
+        sys.exit(f"eval.py: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; batches that "
+                 "were done are kept, and the same command goes on from them")
     except KeyboardInterrupt:
         sys.exit("eval.py: interrupted; batches that were done are kept, and the same command goes on from them")
 

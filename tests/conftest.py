@@ -86,14 +86,19 @@ def teacher_logits(teacher, prompts, completions):
 
 
 def write_run(folder, label, seed, right, problems=None, decodings=("sampled",), tokens=10, markers=0):
-    """An eval.json of a problem for each entry of `right` x 2 samples, so many of each problem's samples right."""
+    """An eval.json of a problem for each entry of `right` x 2 samples, so many of each problem's samples right.
+
+    That of a checkpoint where the folder has the name of one.
+    """
     results = []
     for decoding in decodings:
         answers = [[dict(boxed="1", right=i < c, reason="equal", tokens=tokens, truncated=False, markers=markers)
                     for i in range(2)] for c in right]
-        results.append(dict(benchmark="arith", decoding=decoding, n=2, **renio_eval.summarize(answers),
+        results.append(dict(benchmark="arith", decoding=decoding, n=2, **renio_eval.scores_of_answers(answers),
                             problems=[dict(problem=str(i), answers=a) for i, a in enumerate(answers)]))
     settings = dict(model="base", temperature=1.0, top_p=0.95, top_k=0, max_new_tokens=64, thinking=True,
                     engine="transformers", checksums=dict(arith=problems or "same"))
     folder.mkdir(parents=True)
-    (folder / "eval.json").write_text(json.dumps(dict(label=label, train_seed=seed, settings=settings, results=results)))
+    step = renio.step_of(folder) if folder.name.startswith("checkpoint-") else None
+    (folder / "eval.json").write_text(json.dumps(dict(label=label, train_seed=seed, step=step, settings=settings,
+                                                      results=results)))

@@ -19,7 +19,6 @@ import renio
 from eval import bootstrap_interval, count_markers, interval, majority_answer, paired_p_value, pass_at_k
 from renio import UserError, area_under_curve, extract_boxed, grade_math, load_tokenizer
 
-
 # --- graders ----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text, boxed", [
@@ -47,9 +46,9 @@ def test_the_last_complete_box_outside_thinking_is_the_answer(text, boxed):
     ("-3", "3", False), ("+3", "3", True), (".5", "0.5", True), (r"\frac{1}{2}", "0.5", True),
     (r"\dfrac12", r"\frac{1}{2}", True), (r"\frac{2}{4}", r"\frac{1}{2}", True), (r"\frac{1}{3}", "0.5", False),
     (r"\sqrt{8}", r"2\sqrt{2}", True), (r"2\sqrt{3}", r"3\sqrt{2}", False), ("4.5e33", r"4.5 \times 10^{33}", True),
-    ("4.5e33", "4.5e33", True), ("4.5e33", "4.5e32", False), ("1e3", "1000", True), (r"4.5 \times 10^{33}", "4.5e33", True),
-    ("x^2+2x+1", "(x+1)^2", True), ("x^2+1", "(x+1)^2", False), (r"\left( 3, \frac{\pi}{2} \right)",
-                                                                  r"(3,\pi/2)", True),
+    ("4.5e33", "4.5e33", True), ("4.5e33", "4.5e32", False), ("1e3", "1000", True),
+    (r"4.5 \times 10^{33}", "4.5e33", True), ("x^2+2x+1", "(x+1)^2", True), ("x^2+1", "(x+1)^2", False),
+    (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)", True),
     ("(1,2)", "(2,1)", False), (r"\{1,2\}", r"\{2,1\}", True), ("[0,1]", "(0,1)", False), (r"\pi", "3.14", False),
     (r"50\%", "50", True), (r"\$5", "5", True), (r"\text{east}", r"\text{east}", True), ("A", "B", False),
     (r"x=5", "5", True), (r"\infty", "5", False), (r"\frac{\pi}{4}", r"\pi/4", True), ("2^{10}", "1024", True),
@@ -153,7 +152,7 @@ def test_scores_of_answers_worked_by_hand():
     def answer(boxed, right, tokens, truncated=False):
         return dict(boxed=boxed, right=right, reason="", tokens=tokens, truncated=truncated, markers=1)
 
-    scores = renio_eval.summarize([
+    scores = renio_eval.scores_of_answers([
         [answer("1", True, 10), answer("1", True, 20), answer("2", False, 30), answer(None, False, 40, True)],
         [answer("3", False, 10), answer("4", True, 10), answer("3", False, 10), answer(None, False, 10)]])
     assert scores["avg"] == 0.375 and scores["majority"] == 0.5
@@ -190,7 +189,8 @@ def test_code_benchmarks_ask_for_a_named_function(shared, name, rows, asked):
 
 
 def test_rows_that_cannot_be_asked_or_graded_are_named(tmp_path):
-    for text, message in (('{"question": "1 + 1?"}', "row 1: nothing in the column answer"), ("[1]", "row 1: expected columns"),
+    for text, message in (('{"question": "1 + 1?"}', "row 1: nothing in the column answer"),
+                          ("[1]", "row 1: expected columns"),
                           ('{"question": " ", "answer": 2}', "row 1: nothing in the column question"), ("", "no rows")):
         (tmp_path / "amc23.jsonl").write_text(text)
         with pytest.raises(UserError, match=message):
@@ -235,8 +235,8 @@ def test_the_report_shows_means_over_seeds_paired_differences_and_published_figu
     text = (tmp_path / "report.md").read_text()
     rows = tables(text)
     assert rows["base"][0] == ["3", "50.0 [50.0, 50.0]", "0.0", "36.89"]
-    # opd: 75, 100 and 50 percent, an sd of 25 points over seeds, so 4.303 x 25 / sqrt(3) = 62.1; over problems 10 means of
-    # 5/6 and 10 of 2/3, an sd of 8.55, so 1.96 x 8.55 / sqrt(20) = 3.7; both in squares 62.2. A score ends at 100
+    # opd: 75, 100 and 50 percent, an sd of 25 points over seeds, so 4.303 x 25 / sqrt(3) = 62.1; over problems 10 means
+    # of 5/6 and 10 of 2/3, an sd of 8.55, so 1.96 x 8.55 / sqrt(20) = 3.7; both in squares 62.2. A score ends at 100
     assert rows["opd"][0] == ["3", "75.0 [12.8, 100.0]", "25.0", "40.37"]
     assert rows["OPD improves the base"][0] == [
         "opd − base", "+25.0 [-37.2, +87.2]: undecided at this scale", "+3.48"]
@@ -267,28 +267,32 @@ def test_a_folder_without_scores_is_named(tmp_path):
 
 
 def write_all_runs(folder, seeds=(0, 1, 2)):
-    """Runs of every label of the report, with logs and rollouts; incorrect-only arms are better, longer and more marked."""
+    """Runs of every label of the report, with logs and rollouts; incorrect-only arms are better and longer."""
     rng = np.random.default_rng(0)
-    labels = {label.replace("*", "16") for section in renio_eval.SECTIONS for label in section.labels} | {"my own"}
+    labels = [label.replace("*", "16") for section in renio_eval.SECTIONS for label in section.labels]
+    labels = dict.fromkeys([*labels, "my own"])
     for seed in seeds:
         for label in labels:
             better = 1.9 if "incorrect" in label else 1.0
             for step in (10, 20) if "correct" in label or "unfiltered" in label or label == "opd" else (None,):
                 run = folder / f"seed{seed}" / label
-                write_run(run / f"checkpoint-{step}" if step else run, label, seed, rng.binomial(2, better / 2, 50).tolist(),
-                          decodings=("sampled", "greedy"), tokens=10 + 10 * ("incorrect" in label) + seed % 2,
-                          markers=int(rng.integers(2)))
-            row = dict(step=1, seconds=0.5, divergence=0.1, rollout_accuracy=0.5, key_token_share=0.1, weight_max=3.0,
-                       effective_sample_size=20.0, weight_auc_wrong=0.9)
+                write_run(run / f"checkpoint-{step}" if step else run, label, seed,
+                          rng.binomial(2, better / 2, 50).tolist(), decodings=("sampled", "greedy"),
+                          tokens=10 + 10 * ("incorrect" in label) + seed % 2, markers=int(rng.integers(2)))
+            row = dict(divergence=0.1, rollout_accuracy=0.5, key_token_share=0.1, weight_max=3.0,
+                       effective_sample_size=20.0)
             (folder / f"seed{seed}" / label / "metrics.jsonl").write_text("".join(
-                json.dumps(dict(row, step=step, seconds=0.5 + 0.01 * step)) + "\n" for step in range(1, 9)))
+                json.dumps(dict(row, step=step, seconds=0.5 + 0.01 * step,
+                                weight_auc_wrong=None if step == 8 else 0.9 + 0.02 * (seed % 2))) + "\n"
+                for step in range(1, 9)))
         for label in ("opd", "opsd"):
             with (folder / f"seed{seed}" / label / "rollouts.jsonl").open("w") as file:
                 for _ in range(100):
                     right = bool(rng.integers(2))
                     weight = float(np.exp(rng.normal(0 if right else 1, 0.5)))
-                    file.write(json.dumps(dict(step=1, weight=weight, right=right, truncated=False,
-                                               teacher_entropy=1 / weight, log_ratios=rng.normal(0, 1, 9).tolist())) + "\n")
+                    file.write(json.dumps(dict(
+                        step=1, weight=weight, right=right, truncated=False, teacher_entropy=1 / weight,
+                        log_ratios=rng.normal(0, 1, 9).tolist())) + "\n")
 
 
 def test_the_report_holds_every_table_and_figure(tmp_path):
@@ -309,11 +313,46 @@ def test_the_report_holds_every_table_and_figure(tmp_path):
     assert rows["incorrect-only beats correct-only in OPD"][0][3] == "+2.60"
     assert rows["incorrect-only makes longer answers than correct-only in OPSD"][0][1] == (
         "+10.00 [+10.00, +10.00] tokens: supported")
-    assert rows["the weight ranks wrong rollouts above right ones in OPD"][0][1].endswith(": supported")
+    # AUCs of 0.9, 0.92, 0.9 a seed: 0.40667 +- 4.303 x 0.011547 / sqrt(3)
+    assert rows["the weight ranks wrong rollouts above right ones in OPD"][0][:2] == [
+        "AUC − 0.5 within a batch", "+0.407 [+0.378, +0.435]: supported"]
     assert "OPSD: rank correlation -1.00 over 300 rollouts" in text
     # the paper's short rollouts are ours with @16
     assert rows["opd@16"][0][-1] == "40.37" and [row[-1] for row in rows["opd"]][1] == "41.38"
     assert "## Other runs" in text and rows["my own"][0][0] == "3"
+
+
+def test_the_weights_auc_of_one_seed_has_no_interval(tmp_path):
+    write_all_runs(tmp_path, seeds=(0,))
+    renio_eval.main(["report", str(tmp_path)])
+    rows = tables((tmp_path / "report.md").read_text())
+    for method in ("OPD", "OPSD"):
+        assert rows[f"the weight ranks wrong rollouts above right ones in {method}"][0][1] == (
+            "+0.400: undecided: one seed")
+
+
+def test_the_report_prints_the_scores_of_the_methods_and_its_path(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed{seed}" / "base", "base", seed, [1] * 20, decodings=("sampled", "greedy"))
+        write_run(tmp_path / f"seed{seed}" / "mine", "base with solution", seed, [2] * 20)
+    renio_eval.main(["report", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines() == [
+        "method              arith, sampled, %     arith, greedy, %",
+        "base                50.0 [50.0, 50.0]     50.0 [50.0, 50.0]",
+        "base with solution  100.0 [100.0, 100.0]",
+        "", f"wrote {tmp_path / 'report.md'}"]
+
+
+def test_a_printed_table_leaves_out_columns_that_do_not_fit():
+    rows = [[("method", "a"), *((f"column {i}", "x" * 40) for i in range(3))]] * 2
+    assert {len(line) for line in renio_eval.plain_table(rows)} == {6 + 2 * 42, 6 + 2 + 40 + 2 + 8}
+
+
+def test_a_file_that_is_no_evaluation_ends_the_report_with_one_line(tmp_path):
+    (tmp_path / "eval.json").write_text('{"label": "opd"}')
+    with pytest.raises(SystemExit, match=f"{tmp_path / 'eval.json'}: not a file that eval.py wrote") as error:
+        renio_eval.main(["report", str(tmp_path)])
+    assert "\n" not in str(error.value)
 
 
 def test_one_seed_decides_nothing(tmp_path):
@@ -331,7 +370,7 @@ def test_verdicts_find_planted_effects_and_leave_nulls_undecided():
         made = []
         for _ in range(300):
             seeds, problems = rng.normal(0, 0.05, (3, 1)), rng.normal(0, 0.2, (1, 60))
-            made.append(renio_eval.verdict(3, renio_eval.interval(effect + seeds + problems + rng.normal(0, 0.2, (3, 60)))))
+            made.append(renio_eval.verdict(3, interval(effect + seeds + problems + rng.normal(0, 0.2, (3, 60)))))
         return made
 
     assert verdicts(0.3).count("supported") > 250
@@ -340,6 +379,17 @@ def test_verdicts_find_planted_effects_and_leave_nulls_undecided():
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
+
+def test_reports_comparisons_and_verdicts_on_code_do_not_wait_for_torch(tmp_path):
+    write_all_runs(tmp_path, seeds=(0,))
+    files = [str(tmp_path / "seed0" / label / "eval.json") for label in ("base", "teacher")]
+    row = dict(entry_point="f", prompt="def f(x):\n    '''Itself.'''\n", test="def check(f):\n    assert f(3) == 3\n")
+    for command in (f"eval.main(['report', {str(tmp_path)!r}])", f"eval.main(['compare', *{files!r}])",
+                    f"assert eval.grade_code({row!r}, 'return x').passed"):
+        program = f"import eval, sys\n{command}\nassert 'torch' not in sys.modules"
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
 
 def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, micro_model):
     words = [sys.executable, "eval.py", "--model", micro_model, "--limit", 40, "--n", 4, "--batch_size", 8,
@@ -368,8 +418,8 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, 
 
 
 def test_code_answers_are_scored_by_their_tests(tmp_path, micro_model, monkeypatch):
-    rows = [dict(task_id="own/0", entry_point="f", prompt="def f(x):\n    '''Itself.'''\n", canonical_solution="    return x\n",
-                 test="def check(candidate):\n    assert candidate(3) == 3\n")] * 2
+    rows = [dict(task_id="own/0", entry_point="f", prompt="def f(x):\n    '''Itself.'''\n",
+                 canonical_solution="    return x\n", test="def check(candidate):\n    assert candidate(3) == 3\n")] * 2
     with gzip.open(tmp_path / renio_eval.BENCHMARKS["humaneval+"].file, "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     monkeypatch.setattr(PreTrainedTokenizerBase, "decode", lambda *_, **__: "```python\ndef f(x):\n    return x\n```")
@@ -383,11 +433,13 @@ def test_code_answers_are_scored_by_their_tests(tmp_path, micro_model, monkeypat
 def test_every_checkpoint_of_a_run_is_scored_once(tmp_path, micro_model, capsys):
     for step in (2, 10):
         shutil.copytree(micro_model, tmp_path / "run" / f"checkpoint-{step}")
-    words = ["--checkpoints", str(tmp_path / "run"), "--limit", "2", "--n", "1", "--max_new_tokens", "3", "--label", "x"]
+    words = ["--checkpoints", str(tmp_path / "run"), "--limit", "2", "--n", "1", "--max_new_tokens", "3",
+             "--label", "x"]
     renio_eval.main(words)
     assert capsys.readouterr().out.count("Avg@1") == 2
     for step in (2, 10):
-        assert json.loads((tmp_path / "run" / f"checkpoint-{step}" / "eval.json").read_text())["label"] == "x"
+        scored = json.loads((tmp_path / "run" / f"checkpoint-{step}" / "eval.json").read_text())
+        assert (scored["label"], scored["step"]) == ("x", step)
     renio_eval.main(words)
     assert capsys.readouterr().out == ""
     with pytest.raises(SystemExit, match="no checkpoint-N in it"):
@@ -416,10 +468,11 @@ def test_compare_pairs_two_evaluations_by_problem(tmp_path, capsys):
     write_run(tmp_path / "c", "other", 0, [1] * 20, problems="other")
     files = {name: str(tmp_path / name / "eval.json") for name in "abc"}
     renio_eval.main(["compare", files["a"], files["b"]])
-    assert re.fullmatch(r"arith sampled: opd\+renio 87.5 − opd 50.0 = \+37.5 \[\+2\d.\d, \+4\d.\d\] points, p = 0.000\d, "
-                        r"20 problems\n", capsys.readouterr().out)
+    assert re.fullmatch(r"arith sampled: opd\+renio 87.5 − opd 50.0 = \+37.5 \[\+2\d.\d, \+4\d.\d\] points, "
+                        r"p = 0.000\d, 20 problems\n", capsys.readouterr().out)
     (tmp_path / "d.json").write_text("{}")
-    for words, message in (([files["a"], files["c"]], "different problems of arith"), ([files["a"]], "compare takes two"),
+    for words, message in (([files["a"], files["c"]], "different problems of arith"),
+                           ([files["a"]], "compare takes two"),
                            ([files["a"], str(tmp_path / "no.json")], "not a file that eval.py wrote"),
                            ([files["a"], str(tmp_path / "d.json")], "not a file that eval.py wrote")):
         with pytest.raises(SystemExit, match=message):
@@ -453,7 +506,9 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_
 
 @pytest.mark.parametrize("words, message", [
     ("--model x --output o --nn 3", "unrecognized arguments: --nn 3"),
-    ("--model x --output o --n 0", "--n 0: must be at least 1"),
+    ("--model x --output o --n 0", r"--n 0: must lie in \[1, 99999\]"),
+    ("--model x --output o --top_p nan", r"--top_p nan: must lie in \[1e-06, 1\]"),
+    ("--model x --output o --limit 0", r"--limit 0: must lie in \[1, 2147483647\]"),
     ("--model x --output o --temperature 0", "greedy: --decoding greedy"),
     ("--model nowhere --output {0}/o.json", "no tokenizer in nowhere"),
     ("--model x --output {0}/o.json --benchmarks aime24 --data_dir {0}", "aime_2024.jsonl: no such file"),
