@@ -12,8 +12,8 @@ and sandbox; statistics; evaluations read back and compared; the report's tables
 Models, prompts, sampling and the math grader are renio.py's. It is imported at its first use, so that verdicts
 on code, comparisons and reports, which need none of these, do not wait for torch.
 
-The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 38,912 new tokens, thinking on, 12 samples
-a problem in math and 4 in code; `--scale paper` sets it.
+The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 38,912 new tokens, thinking on, 12
+samples a problem in math and 4 in code; `--scale paper` sets it.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import ast
 import contextlib
 import functools
 import hashlib
+import importlib
 import inspect
 import json
 import math
@@ -36,7 +37,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import LazyLoader, find_spec, module_from_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,18 +44,18 @@ import numpy as np
 from tqdm import tqdm
 
 
-def imported_at_first_use(name):
-    """The module, which runs when it is first asked for something."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = find_spec(name)
-    spec.loader = LazyLoader(spec.loader)
-    module = sys.modules[name] = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+class ImportedAtFirstUse:
+    """Stands for a module until it is asked for something. (importlib's LazyLoader puts one into sys.modules that
+    inspect sets off, which torch calls while it is half imported.)"""
+
+    def __init__(self, name):
+        self._name = name
+
+    def __getattr__(self, attribute):
+        return getattr(importlib.import_module(self._name), attribute)
 
 
-renio = imported_at_first_use("renio")
+renio = ImportedAtFirstUse("renio")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Benchmarks.
@@ -1325,8 +1325,8 @@ def plot_entropy(folder, rollouts):
         axis.grid(alpha=0.3)
 
     panels = [(label, [r for run in runs for r in run]) for label, runs in rollouts.items()]
-    text = [f"{label.upper()}: rank correlation {rank_correlation(*columns(pooled)):+.2f} over {len(pooled):,} rollouts "
-            f"(by seed {', '.join(f'{rank_correlation(*columns(run)):+.2f}' for run in rollouts[label])})."
+    text = [f"{label.upper()}: rank correlation {rank_correlation(*columns(pooled)):+.2f} over {len(pooled):,} "
+            f"rollouts (by seed {', '.join(f'{rank_correlation(*columns(run)):+.2f}' for run in rollouts[label])})."
             for label, pooled in panels]
     return figure(folder / "figure5.png", panels, draw, "Weight against entropy", [" ".join(text)],
                   heading="Figure 5: weight and the teacher's entropy")
