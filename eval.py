@@ -37,6 +37,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,6 +165,8 @@ def evaluate_checkpoints(args):
         if (folder / "eval.json").exists():
             continue
         weights = "adapter" if (folder / "adapter_config.json").exists() else "model"
+        if weights == "adapter" and not args.model:
+            raise renio.UserError(f"--checkpoints {args.checkpoints}: these are adapters; name their --model")
         own = vars(args) | {"output": folder / "eval.json", "checkpoints": None, weights: str(folder)}
         evaluate(argparse.Namespace(**own), renio.step_of(folder))
         renio.VllmSampler.close()
@@ -1046,18 +1049,12 @@ class Claim(NamedTuple):
     key: str = "right"  # in right answers; or in tokens or markers an answer
 
 
-def claim_row(scores, text, compared, cells, paper=""):
-    titles = [f"{title}, points [95 %]" for title, *_ in scores.headline_columns()]
-    return [("claim", text), ("difference", compared), *zip(titles, cells, strict=True), ("paper, points", paper)]
-
-
 def claim_rows(scores, claims):
-    """A row a claim: difference and verdict in each headline column, and the paper's difference.
+    """Rows for verdict_lines: claim, what is compared, a cell for each headline column, and the paper's difference.
 
     In points for key right, else in tokens or markers an answer. Claims on runs that are not there have no row.
     """
-    rows = []
-    columns = scores.headline_columns()
+    rows, columns = [], scores.headline_columns()
     for text, label, other, key in claims:
         label, other = scores.named(label), scores.named(other)
         cells = []
@@ -1069,7 +1066,7 @@ def claim_rows(scores, claims):
         theirs = [published(scores, x, columns[0][1]) for x in (label, other)]
         paper = f"{float(theirs[0]) - float(theirs[1]):+.2f}" if all(theirs) and key == "right" else ""
         if any(cells):
-            rows.append(claim_row(scores, text, f"{label} − {other}", cells, paper))
+            rows.append((text, f"{label} − {other}", cells, paper))
     return rows
 
 
@@ -1081,9 +1078,8 @@ def weight_rows(scores):
         if len(excess):
             low, high = interval(excess[:, None], within=(-0.5, 0.5))
             cell = f"{excess.mean():+.3f}" + f" [{low:+.3f}, {high:+.3f}]" * (len(excess) > 1)
-            empty = [""] * (len(scores.headline_columns()) - 1)
-            rows.append(claim_row(scores, f"the weight ranks wrong rollouts above right ones in {label.upper()}",
-                                  "AUC − 0.5 within a batch", [f"{cell}: {verdict(len(excess), (low, high))}", *empty]))
+            rows.append((f"the weight ranks wrong rollouts above right ones in {label.upper()}",
+                         "AUC − 0.5 within a batch", [f"{cell}: {verdict(len(excess), (low, high))}"], ""))
     return rows
 
 
@@ -1093,6 +1089,9 @@ def verdict_lines(scores, rows):
     recipe = (" The recipe (models, steps, learning rates, data) was fixed by the base's accuracy, the teachers', the "
               "gain of plain OPD and OPSD, and time; GRPO's learning rate by its own gain over the base on one seed. "
               "No setting was chosen by which weighting wins.")
+    titles = [f"{title}, points [95 %]" for title, *_ in scores.headline_columns()]
+    rows = [[("claim", claim), ("difference", compared), *zip_longest(titles, cells, fillvalue=""),
+             ("paper, points", paper)] for claim, compared, cells, paper in rows]
     return ["## Verdicts", "", *markdown_table(rows), "",
             "Supported: the interval lies above 0; not supported: below it; undecided: it holds 0, or there is one "
             "seed. A verdict is of these models, problems and steps; of twenty differences that are truly none, about "

@@ -517,9 +517,12 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_
     ("--model {1} --output {0}/amc23.jsonl/o.json --limit 1", "File exists: .*amc23.jsonl"),
     ("--model {1}", "need --model and --output, or --checkpoints"),
     ("--checkpoints {0} --output {0}/o.json", "leave out --output and --adapter"),
+    ("--checkpoints {0}", "these are adapters; name their --model"),
 ])
 def test_mistakes_end_with_one_line(tmp_path, micro_model, words, message):
     (tmp_path / "amc23.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-1" / "adapter_config.json").write_text("{}")
     with pytest.raises(SystemExit, match=message) as error:
         renio_eval.main(words.format(tmp_path, micro_model).split())
     assert "\n" not in str(error.value)
