@@ -46,9 +46,10 @@ from tqdm import tqdm
 
 
 class ImportedAtFirstUse:
-    """Stands for a module until it is asked for something. (importlib's LazyLoader puts one into sys.modules that
-    inspect sets off, which torch calls while it is half imported.)"""
+    """Stands for a module, which is imported when it is first asked for something."""
 
+    # importlib's LazyLoader puts a stand-in into sys.modules; torch, half imported, has inspect look through those,
+    # which would set it off too early
     def __init__(self, name):
         self._name = name
 
@@ -208,8 +209,8 @@ class Evaluation:
     def result(self, name, decoding):
         """Scores and answers of one benchmark under one decoding, as they stand in eval.json."""
         args, rows, prompts = self.args, self.rows[name], self.prompts[name]
-        n = args.n or (4 if BENCHMARKS[name].task == "code" else PRESETS[args.scale]["n"])
-        n = 1 if decoding == "greedy" else n
+        of_scale = 4 if BENCHMARKS[name].task == "code" else PRESETS[args.scale]["n"]
+        n = 1 if decoding == "greedy" else args.n or of_scale
         # the longest prompts first: batches of like lengths, and what does not fit fails at once
         order = sorted((p for p in range(len(rows)) for _ in range(n)), key=lambda p: -len(prompts[p]))
         answers = [[] for _ in rows]
