@@ -1316,7 +1316,7 @@ def plot_log_ratios(folder, rollouts):
 def plot_entropy(folder, rollouts):
     """Figure 5: the weight against the teacher's mean entropy."""
     def columns(run):
-        return np.array([r["teacher_entropy"] for r in run]), np.array([r["weight"] for r in run])
+        return np.array([r["teacher_entropy"] for r in run]), np.array([r["renio_weight"] for r in run])
 
     def draw(axis, label, run):
         axis.plot(*columns(run), ".", color="black", markersize=2, alpha=0.4)
@@ -1335,7 +1335,7 @@ def plot_entropy(folder, rollouts):
 def plot_weights(scores, folder, rollouts):
     """Weights of right and of wrong rollouts, which the paper does not show."""
     def draw(axis, label, rows):
-        weights, wrong = np.array([r["weight"] for r in rows]), np.array([not r["right"] for r in rows])
+        weights, wrong = np.array([r["renio_weight"] for r in rows]), np.array([not r["right"] for r in rows])
         bins = np.geomspace(weights.min(), weights.max() * 1.001, 40)
         for which, name, style in ((~wrong, "right", dict(color="lightgrey", edgecolor="black", linewidth=0.4)),
                                    (wrong, "wrong", dict(histtype="step", color="black", linewidth=1.5))):

@@ -291,7 +291,7 @@ def write_all_runs(folder, seeds=(0, 1, 2)):
                     right = bool(rng.integers(2))
                     weight = float(np.exp(rng.normal(0 if right else 1, 0.5)))
                     file.write(json.dumps(dict(
-                        step=1, weight=weight, right=right, truncated=False, teacher_entropy=1 / weight,
+                        step=1, renio_weight=weight, right=right, truncated=False, teacher_entropy=1 / weight,
                         log_ratios=rng.normal(0, 1, 9).tolist())) + "\n")
 
 
