@@ -70,6 +70,17 @@ def test_train_score_and_report_by_their_command_lines(tmp_path):
     assert "| opsd+renio | 1 |" in report and "## Training" in report
 
 
+def test_renio_trains_alone_in_a_folder(tmp_path):
+    shutil.copy(ROOT / "renio.py", tmp_path)
+    words = [sys.executable, "renio.py", "--max_steps", "1", "--batch_size", "4"]
+    for more in (["--method", "sft", "--schedule_steps", "1", "--output_dir", "base"],
+                 ["--method", "opsd", "--weighting", "renio", "--model", "base/final", "--output_dir", "opsd"],
+                 ["--method", "grpo", "--generations", "2", "--model", "base/final", "--output_dir", "grpo"]):
+        done = subprocess.run([*words, *more], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+        assert done.returncode == 0, done.stderr
+    assert len(rows_of(tmp_path / "opsd")) == 1 and (tmp_path / "grpo" / "final").exists()
+
+
 def test_the_filter_study_runs_by_its_command_line(tmp_path, micro_model):
     run(sys.executable, "filter_experiments.py", "--arm", "unfiltered", "--method", "opsd", "--model", micro_model,
         "--max_steps", 1, "--batch_size", 4, "--prefix_tokens", 64, "--output_dir", tmp_path / "run")

@@ -13,7 +13,7 @@ from conftest import ROOT, examples_of, rollouts_of
 from torch.distributed.tensor import DTensor
 
 import renio
-from renio import Devices, UserError, load_model, sample
+from renio import Devices, Teacher, UserError, load_model, sample
 
 
 def in_processes(world, folder, function, *args):
@@ -148,3 +148,40 @@ renio.main()
 def test_sharding_over_one_process_is_refused(config):
     with pytest.raises(UserError, match="--fsdp: one process"):
         renio.connect(config("--method", "opsd", "--fsdp"))
+
+
+# --- predicted memory -------------------------------------------------------------------------------------------------
+
+def predicted(config, tokenizer, words):
+    """predict_memory's parts of a run with these flags."""
+    flags = config(*words.split())
+    student, _ = renio.load_student(flags, "cpu")
+    teacher = Teacher(flags, student, tokenizer, Devices("cpu")) if flags.method == "opsd" else None
+    examples, _ = renio.load_examples(flags, tokenizer, teacher and tokenizer, 4)
+    return renio.predict_memory(flags, Devices("cpu"), student, teacher, examples)
+
+
+def test_the_predicted_memory_holds_grpo_rollouts(config, tokenizer):
+    parts = predicted(config, tokenizer, "--method grpo --prefix_tokens 1000 --batch_size 8")
+    numbers = 8 * 1000 * 3 * 2 * 96  # rollouts x tokens x layers x keys and values x width, and a few for the prompts
+    assert 4 * numbers / 1e9 < parts["rollouts"] < 1.1 * 4 * numbers / 1e9
+    assert predicted(config, tokenizer, "--method sft")["rollouts"] == 0
+
+
+def test_the_predicted_memory_holds_the_share_of_vllm(config, tokenizer, monkeypatch):
+    monkeypatch.setattr(renio, "device_memory", lambda device: 80.0)
+    monkeypatch.setattr(renio, "check", lambda config: None)  # which refuses random models, and asks for vLLM
+    parts = predicted(config, tokenizer, "--method opsd --rollout_engine vllm --vllm_memory 0.4")
+    assert parts["vllm"] == pytest.approx(32) and parts["rollouts"] == 0
+    assert "about 32.0" in renio.describe_memory(parts) and "vLLM 32.00" in renio.describe_memory(parts)
+
+
+@pytest.mark.parametrize("checkpointing, layers", [(False, 3), (True, 1)])
+def test_the_predicted_memory_holds_the_inputs_that_an_adapter_copies(config, tokenizer, checkpointing, layers):
+    words = f"--method opsd --micro_batch_size 2 --prefix_tokens 500 --gradient_checkpointing {checkpointing} --lora_r "
+    adapted, whole = (predicted(config, tokenizer, f"{words}{r} --dtype bfloat16") for r in (4, 0))
+    tokens = 2 * 500  # and those of the prompts
+    copies = tokens * layers * 4 * (6 * 96 + 288)  # q, k, v, o, gate and up have 96 inputs, down 288; float32
+    assert copies / 1e9 < adapted["activations"] - whole["activations"] < 1.2 * copies / 1e9
+    plain = [predicted(config, tokenizer, f"{words}{r} --dtype float32")["activations"] for r in (4, 0)]
+    assert plain[0] == plain[1]  # in float32 there is nothing to copy

@@ -160,6 +160,33 @@ def test_three_in_a_row_end_the_run_with_its_batch_on_disk(config, tmp_path, mon
     assert renio.newest_checkpoint(tmp_path / "run").name == "checkpoint-4"
 
 
+def rows_with_long_ones(folder, count):
+    """A data set of which so many problems are too long for --max_prompt_tokens 40."""
+    rows = [dict(problem="a 1 +1", solution="a 1 +1 2", answer="2")] * 4
+    rows += [dict(problem="a 1 +1 " * 30, solution="a 1 +1 2", answer="2")] * count
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "--dataset", folder / "rows.jsonl", "--max_prompt_tokens", 40
+
+
+@pytest.mark.parametrize("too_long", [2, 3])
+def test_problems_that_are_too_long_do_not_count_as_broken_updates(config, tmp_path, monkeypatch, capsys, too_long):
+    words = rows_with_long_ones(tmp_path, too_long)
+    break_updates(monkeypatch, {1, 3, 4, 5})
+    with pytest.raises(UserError, match="step 5: the third gradient in a row"):
+        trained(config, *words)
+    assert f"{6 * too_long} problems skipped" in capsys.readouterr().out  # 24 examples are six times round
+    assert [row["skipped"] for row in rows_of(tmp_path / "run")] == [True, False, True, True, True]
+
+
+def test_a_resumed_run_goes_on_counting_broken_updates(config, tmp_path, monkeypatch):
+    break_updates(monkeypatch, {3, 4, 5})
+    with pytest.raises(UserError, match="step 5: the third"):
+        trained(config)
+    break_updates(monkeypatch, {1})
+    with pytest.raises(UserError, match="step 5: the third"):
+        trained(config, "--resume", "True")  # from checkpoint-4, behind two of them
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 GOOD = {"problem": "1 + 1?", "solution": r"\boxed{2}", "answer": "2"}
