@@ -228,10 +228,10 @@ choose() { # choose STUDENT: its settings, TEACHER, SHOWN_IN and FOLDER
   exit 2
 }
 
-line_of() { # line_of TARGET: MINUTES, HOURS, WHAT and NEEDS of its line; false where there is none
-  local name rest
-  while read name MINUTES HOURS rest; do
-    WHAT=${rest%%:*} NEEDS=${rest#*:}
+line_of() { # line_of TARGET: MINUTES and NEEDS of its line; false where there is none
+  local name hours rest
+  while read name MINUTES hours rest; do
+    NEEDS=${rest#*:}
     [ "$name" != "$1" ] || return 0
   done <<<"$TARGETS"
   return 1
@@ -253,14 +253,11 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
   local folders=("$DIR/$name") training=(${TRAINING[@]+"${TRAINING[@]}"}) scoring=("${SCORING[@]}")
   local student=${STUDENT/\{folder\}/$DIR} teacher=${TEACHER/\{folder\}/$DIR}
   case $name in code-*) training=("${CODE_TRAINING[@]}") scoring=("${CODE_SCORING[@]}") ;; esac
-  case $kind in
-    filter) script=filter_experiments.py ;;
-    matched)
-      script=filter_experiments.py launch=("${TORCHRUN[@]}" --nproc_per_node 3)
-      folders=("$DIR/$name"/{correct,incorrect,unfiltered})
-      ;;
-  esac
   case $kind in train | curve | filter | matched) flags=(--model "$student") ;; esac
+  case $kind in filter | matched) script=filter_experiments.py ;; esac
+  if [ "$kind" = matched ]; then
+    launch=("${TORCHRUN[@]}" --nproc_per_node 3) folders=("$DIR/$name"/{correct,incorrect,unfiltered})
+  fi
   read -r -a words <<<"$3"
   for word in "${words[@]}"; do
     case $word in
