@@ -10,9 +10,139 @@
 # Environment: SCALE (micro | small | paper), SEEDS ("0 1 2"), STUDENTS (at paper scale, e.g. "Qwen/Qwen3-1.7B"),
 # OUT (results/$SCALE), JOBS (runs side by side), NGPU (devices of a training run), ENGINE (vllm | transformers),
 # DRY=1 (print the commands, run nothing). A run that is finished is skipped, an interrupted one goes on.
-# To change a hyperparameter, edit the flags of a run below, or those of its scale in renio.py and eval.py.
 set -euo pipefail
 cd "$(dirname "$0")"
+
+# --- the runs ---------------------------------------------------------------------------------------------------------
+# A line each; one that ends with a backslash goes on. To change a hyperparameter, edit the flags of its run: they win
+# over those of the scale, below and in renio.py. A finished run stays as it is: remove its folder or set another OUT.
+# kind: prepare  renio.py, before all others: a model that they start from or learn from
+#       train    renio.py; scored at its last step, at paper scale at every checkpoint
+#       curve    renio.py; scored at every checkpoint
+#       filter   filter_experiments.py; scored at every checkpoint
+#       matched  likewise, three arms side by side, each in a process and a folder of its own
+#       eval     eval.py on a model as it is; for the first seed only where that makes no difference
+# A name with code- has code in place of math. For what stands in braces see the settings.
+read -r -d '' RUNS <<'END' || true
+# name                 scales      kind    flags
+base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.4
+teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 800 --schedule_steps 800
+base                   all         eval    --model {student}
+base-with-solution     micro,small eval    --model {student} --privileged
+teacher                all         eval    --model {teacher}
+
+opsd                   all         curve   --method opsd --save_rollouts True
+opsd+renio             all         curve   --method opsd --weighting renio
+opd                    all         curve   --method opd --teacher {teacher} --save_rollouts True
+opd+renio              all         curve   --method opd --teacher {teacher} --weighting renio
+grpo                   micro,small curve   --method grpo
+grpo                   paper       curve   --method grpo --prefix_tokens 16000 --temperature 1.2 --generations 8 \
+                                           --iterations 2 --max_steps 150 --save_steps 25
+code-base              paper       eval    --model {student}
+code-opsd              paper       curve   --method opsd
+code-opsd+renio        paper       curve   --method opsd --weighting renio
+code-opd               paper       curve   --method opd --teacher {teacher}
+code-opd+renio         paper       curve   --method opd --teacher {teacher} --weighting renio
+
+opsd@{other}           all         train   --method opsd --prefix_tokens {other}
+opsd+renio@{other}     all         train   --method opsd --prefix_tokens {other} --weighting renio
+opd@{other}            all         train   --method opd --teacher {teacher} --prefix_tokens {other}
+opd+renio@{other}      all         train   --method opd --teacher {teacher} --prefix_tokens {other} --weighting renio
+
+opd+renio-noclip       all         train   --method opd --teacher {teacher} --weighting renio --log_ratio_clip inf
+opd+renio-nothreshold  all         train   --method opd --teacher {teacher} --weighting renio --threshold=-inf
+opd+renio-nonorm       all         train   --method opd --teacher {teacher} --weighting renio --weight_norm none
+
+opsd+ts_sample         all         train   --method opsd --weighting ts_sample
+opsd+st_token          all         train   --method opsd --weighting st_token
+
+opd-correct            all         filter  --arm correct --method opd --teacher {teacher} {whole}
+opd-incorrect          all         filter  --arm incorrect --method opd --teacher {teacher} {whole}
+opd-unfiltered         all         filter  --arm unfiltered --method opd --teacher {teacher} {whole}
+opd-matched            all         matched --design matched --method opd --teacher {teacher} {whole}
+opsd-correct           all         filter  --arm correct --method opsd {whole}
+opsd-incorrect         all         filter  --arm incorrect --method opsd {whole}
+opsd-unfiltered        all         filter  --arm unfiltered --method opsd {whole}
+opsd-matched           all         matched --design matched --method opsd {whole}
+
+opd+renio-clip2.0      all         train   --method opd --teacher {teacher} --weighting renio --log_ratio_clip 2.0
+opd+renio-clip2.5      all         train   --method opd --teacher {teacher} --weighting renio --log_ratio_clip 2.5
+opd+renio-threshold0.6 all         train   --method opd --teacher {teacher} --weighting renio --threshold 0.6
+opd+renio-threshold1.0 all         train   --method opd --teacher {teacher} --weighting renio --threshold 1.0
+
+opd+renio_shuffled     all         train   --method opd --teacher {teacher} --weighting renio_shuffled
+opsd+renio_shuffled    all         train   --method opsd --weighting renio_shuffled
+opd+correctness        all         train   --method opd --teacher {teacher} --weighting correctness
+opsd+correctness       all         train   --method opsd --weighting correctness
+opd+iw                 all         train   --method opd --teacher {teacher} --weighting iw
+opsd+pw                all         train   --method opsd --weighting pw
+END
+
+# --- the targets ------------------------------------------------------------------------------------------------------
+# A line each: name, minutes at micro scale and hours at paper scale (--list says how they come about), what it is: the
+# runs it needs, or the targets whose runs it needs. Lines without minutes are no targets, but shorten others.
+read -r -d '' TARGETS <<'END' || true
+models    -   -  : base base-with-solution teacher
+pairs     -   -  : models opsd opsd+renio opd opd+renio
+main      7   6  tables 1 and 2 on one student (the default): pairs grpo
+table1    6  28  base, GRPO, OPSD, OPSD+ReNIO; the paper's 5 students, math and code: \
+                 base base-with-solution opsd opsd+renio grpo code-base code-opsd code-opsd+renio
+table2    5   5  base, OPD, OPD+ReNIO; 2 students of the paper, math and code: \
+                 models opd opd+renio code-base code-opd code-opd+renio
+table3    8   6  OPSD and OPD with and without ReNIO, rollouts of two lengths: \
+                 pairs opsd@{other} opsd+renio@{other} opd@{other} opd+renio@{other}
+table4    7   5  ReNIO without clip, without threshold, without batch normalization: \
+                 pairs opd+renio-noclip opd+renio-nothreshold opd+renio-nonorm
+table8    7   4  ReNIO against teacher-to-student and token weights: pairs opsd+ts_sample opsd+st_token
+figure1  16  11  the filter study, designs free and matched (also figures 7 and 8): models opd-correct opd-incorrect \
+                 opd-unfiltered opd-matched opsd-correct opsd-incorrect opsd-unfiltered opsd-matched
+figure3   6   3  histogram of log-ratios: pairs
+figure4   8   9  seconds a step: table3 grpo
+figure5   6   3  weight against the teacher's entropy; weight of right and wrong rollouts: pairs
+figure6   8   5  sweeps of clip and threshold (3.0 and 0.8 in the main run): \
+                 pairs opd+renio-clip2.0 opd+renio-clip2.5 opd+renio-threshold0.6 opd+renio-threshold1.0
+controls  8   6  shuffled weights, the oracle, IW-OPD, PW-OPSD: \
+                 pairs opd+renio_shuffled opsd+renio_shuffled opd+correctness opsd+correctness opd+iw opsd+pw
+all      25  56  everything, shared runs once: table1 table2 table3 table4 table8 figure1 figure6 controls
+END
+
+# --- settings by student and by scale ---------------------------------------------------------------------------------
+# Teacher, learning rate, tokens a rollout (the paper's Tables 5 and 6), and the targets it shows a student in.
+# STUDENTS may name others, for every target: the first line that matches has their settings.
+read -r -d '' MODELS <<'END' || true
+# scale {student}                               {teacher}                               rate  tokens  targets
+micro   {folder}/base/final                     {folder}/teacher/final                  -     -       every
+small   HuggingFaceTB/SmolLM2-135M-Instruct     HuggingFaceTB/SmolLM2-360M-Instruct     -     -       every
+paper   Qwen/Qwen3-1.7B                         Qwen/Qwen3-8B                           5e-6  1024    every
+paper   Qwen/Qwen3-4B                           Qwen/Qwen3-8B                           5e-6  1024    table1
+paper   Qwen/Qwen3-8B                           Qwen/Qwen3-8B                           5e-6  1024    table1
+paper deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B deepseek-ai/DeepSeek-R1-Distill-Qwen-7B 1e-6  2048    table1 table2
+paper deepseek-ai/DeepSeek-R1-Distill-Qwen-7B   deepseek-ai/DeepSeek-R1-Distill-Qwen-7B 1e-6  2048    table1
+paper   Qwen/Qwen3-*                            Qwen/Qwen3-8B                           5e-6  1024    none
+paper   *R1-Distill*                            deepseek-ai/DeepSeek-R1-Distill-Qwen-7B 1e-6  2048    none
+END
+
+settings() { # settings RATE TOKENS: what the runs of a scale share; OTHER is {other}, WHOLE is {whole}
+  TRAINING=() SCORING=(--decoding sampled greedy) # STEPS: those of a run whose flags have no --max_steps
+  WHOLE=(--prefix_tokens 4096)                    # so that each rollout has an answer to filter by
+  case $SCALE in
+    micro) STEPS=50 OTHER=16 WHOLE=() ;;
+    small) STEPS=100 OTHER=64 ;;
+    paper)
+      STEPS=100 OTHER=4096
+      local common=(--dtype bfloat16 --gradient_checkpointing True --lora_r 64 --lora_alpha 128 --learning_rate "$1"
+        --batch_size 32 --max_steps "$STEPS" --save_steps 25 --prefix_tokens "$2" --temperature 1.1 --beta 0
+        --student_thinking False --teacher_thinking True --threshold 0.8 --log_ratio_clip 3.0
+        --rollout_engine "$ENGINE") # Tables 5 and 6
+      TRAINING=(--task math --dataset siyanzhao/Openthoughts_math_30k_opsd "${common[@]}")
+      CODE_TRAINING=(--task code --dataset open-thoughts/OpenThoughts-114k:metadata "${common[@]}")
+      local sampling=(--decoding sampled --temperature 1.0 --top_p 0.95 --top_k 0 --max_new_tokens 38912 --thinking
+        --engine "$ENGINE" --batch_size 512) # Table 7
+      SCORING=(--benchmarks aime24 aime25 hmmt25 --n 12 "${sampling[@]}")
+      CODE_SCORING=(--benchmarks humaneval+ mbpp+ --n 4 "${sampling[@]}")
+      ;;
+  esac
+}
 
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
@@ -45,50 +175,210 @@ END
   done
 }
 
-# --- runs side by side ------------------------------------------------------------------------------------------------
+# --- from the tables to a plan ----------------------------------------------------------------------------------------
 
-run() { # run FILE... -- COMMAND...: run COMMAND, which makes the FILEs, with its output in a log beside the first's folder
-  local files=() file log started=$SECONDS made=yes
+plan() { # plan TARGETS...: the jobs, in an order in which they can be done: PHASES, LIMITS, TITLES, FILES, COMMANDS
+  local student target name scales kind flags
+  PHASES=() LIMITS=() TITLES=() FILES=() COMMANDS=() TURN=0
+  TORCHRUN=("$PYTHON" -m torch.distributed.run --standalone) LAUNCH=("$PYTHON")
+  if [ "$SCALE" = paper ]; then
+    JOBS=1 GPUS=$NGPU LAUNCH=("${TORCHRUN[@]}" --nproc_per_node "$NGPU")
+  else
+    JOBS=${JOBS:-$((GPUS >= 1 ? 1 : 2))} STUDENTS=
+  fi
+  for student in ${STUDENTS:-$(students)}; do
+    choose "$student"
+    SELECTED=" "
+    for target in "$@"; do select_runs "$target" ""; done
+    [ "$SELECTED" != " " ] || continue
+    for PHASE in prepare train score; do
+      LIMIT=$JOBS
+      if [ "$PHASE" = score ] && [ "$GPUS" -ge 1 ]; then LIMIT=$GPUS; fi
+      for SEED in $SEEDS; do
+        DIR=$FOLDER/seed$SEED
+        while read name scales kind flags; do
+          [[ $SELECTED == *" $name "* && (,$scales, == *",$SCALE,"* || $scales == all) ]] || continue
+          plan_run "${name/\{other\}/$OTHER}" "$kind" "$flags"
+        done <<<"$RUNS"
+      done
+    done
+    PHASE=report
+    job "" "" -- "$PYTHON" eval.py report "$FOLDER"
+  done
+}
+
+students() { # all that the table has targets for
+  local scale student teacher rate tokens shown_in
+  while read scale student teacher rate tokens shown_in; do
+    [ "$scale" != "$SCALE" ] || [ "$shown_in" = none ] || echo "$student"
+  done <<<"$MODELS"
+}
+
+choose() { # choose STUDENT: its settings, TEACHER, SHOWN_IN and FOLDER
+  local scale pattern rate tokens
+  while read scale pattern TEACHER rate tokens SHOWN_IN; do
+    [[ $scale == "$SCALE" && $1 == $pattern ]] || continue
+    STUDENT=$1 FOLDER=$OUT WHOSE=
+    [ "$SCALE" != paper ] || FOLDER=$OUT/${1##*/} WHOSE="${1##*/}, "
+    [ -z "${STUDENTS:-}" ] || SHOWN_IN=every
+    settings "$rate" "$tokens"
+    return
+  done <<<"$MODELS"
+  echo "STUDENTS: $1 is not of the paper; add its line to the settings in run_all.sh" >&2
+  exit 2
+}
+
+line_of() { # line_of TARGET: MINUTES and NEEDS of its line; false where there is none
+  local name hours rest
+  while read name MINUTES hours rest; do
+    NEEDS=${rest#*:}
+    [ "$name" != "$1" ] || return 0
+  done <<<"$TARGETS"
+  return 1
+}
+
+select_runs() { # select_runs NAME TARGETS: a run that TARGETS need, or the runs of a target, into SELECTED
+  local word
+  if line_of "$1"; then
+    for word in $NEEDS; do select_runs "$word" "$2 $1"; done
+  else
+    for word in $2; do
+      case " $SHOWN_IN " in *" $word "* | " every ") SELECTED="$SELECTED$1 " ;; esac
+    done
+  fi
+}
+
+plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phase and seed
+  local name=$1 kind=$2 script=renio.py launch=("${LAUNCH[@]}") flags=() steps=$STEPS words word previous= folder
+  local folders=("$DIR/$name") training=(${TRAINING[@]+"${TRAINING[@]}"}) scoring=("${SCORING[@]}")
+  local student=${STUDENT/\{folder\}/$DIR} teacher=${TEACHER/\{folder\}/$DIR}
+  case $name in code-*) training=("${CODE_TRAINING[@]}") scoring=("${CODE_SCORING[@]}") ;; esac
+  case $kind in train | curve | filter | matched) flags=(--model "$student") ;; esac
+  case $kind in filter | matched) script=filter_experiments.py ;; esac
+  if [ "$kind" = matched ]; then
+    launch=("${TORCHRUN[@]}" --nproc_per_node 3) folders=("$DIR/$name"/{correct,incorrect,unfiltered})
+  fi
+  read -r -a words <<<"$3"
+  for word in "${words[@]}"; do
+    case $word in
+      "{student}") flags+=("$student") ;;
+      "{teacher}") flags+=("$teacher") ;;
+      "{other}") flags+=("$OTHER") ;;
+      "{whole}") flags+=(${WHOLE[@]+"${WHOLE[@]}"}) ;;
+      *) flags+=("$word") ;;
+    esac
+    [ "$previous" != --max_steps ] || steps=$word
+    previous=$word
+  done
+  case $PHASE:$kind in
+    prepare:prepare | train:train | train:curve | train:filter | train:matched)
+      job "$name" "${folders[@]/%//final}" -- "${launch[@]}" "$script" --scale "$SCALE" --seed "$SEED" \
+        ${training[@]+"${training[@]}"} "${flags[@]}" --output_dir "$DIR/$name" --resume
+      ;;
+    score:eval) if [ "$SCALE" = micro ] || [ "$SEED" = "${SEEDS%% *}" ]; then score "$DIR/$name" "${flags[@]}"; fi ;;
+    score:train | score:curve | score:filter | score:matched) for folder in "${folders[@]}"; do score "$folder"; done ;;
+  esac
+}
+
+score() { # score FOLDER [FLAGS...]: on the next GPU, plan_run's run in FOLDER, or the model that FLAGS name
+  local file=$1/eval.json label=${1#"$DIR/"} device=()
+  label=${label#code-}
+  local command=(--output "$file" --label)
+  if [ "$kind" = eval ]; then
+    command+=("${label//-/ }" "${@:2}")
+  elif [ "$SCALE" = paper ] || [ "$kind" != train ]; then
+    file=$1/checkpoint-$steps/eval.json
+    command=(--checkpoints "$1" --model "$student" --label "${label//\//-}") # an arm's folder is in its run's
+  elif [ "$SCALE" = micro ]; then
+    command+=("$label" --model "$1/final")
+  else
+    command+=("$label" --model "$student" --adapter "$1/final")
+  fi
+  [ "$GPUS" -eq 0 ] || device=(env "CUDA_VISIBLE_DEVICES=$((TURN++ % GPUS))")
+  job "scores of ${1#"$DIR/"}" "$file" -- ${device[@]+"${device[@]}"} "$PYTHON" eval.py --scale "$SCALE" \
+    --train_seed "$SEED" "${scoring[@]}" "${command[@]}"
+}
+
+job() { # job TITLE FILE... -- COMMAND...: add to the plan a COMMAND that makes the FILEs
+  local files="" command
+  TITLES+=("$WHOSE$1, seed $SEED") PHASES+=("$PHASE") LIMITS+=("$LIMIT")
+  shift
   while [ "$1" != -- ]; do
-    files+=("$1")
-    [ -e "$1" ] || made=
+    printf -v files '%s %q' "$files" "$1"
     shift
   done
   shift
-  file=${files[0]}
-  log=$(dirname "$file").log
-  if [ -n "$made" ]; then
-    [ -n "${DRY:-}" ] || echo "$file is there: skipped"
-    return
-  fi
-  if [ -n "${DRY:-}" ]; then
-    local words
-    printf -v words ' %q' "$@"
-    echo "${words# }"
-    return
-  fi
+  printf -v command ' %q' "$@"
+  FILES+=("$files") COMMANDS+=("${command# }")
+}
+
+# --- jobs side by side ------------------------------------------------------------------------------------------------
+
+execute() { # make what the plan has and is not there yet
+  local i number=0 total=0 todo=0 title before=
+  for i in "${!PHASES[@]}"; do
+    [ "${PHASES[i]}" != report ] || continue
+    total=$((total + 1))
+    is_there "$i" || todo=$((todo + 1))
+  done
+  echo "$total runs and scores, $todo to make; bash run_all.sh --list says how long they take"
+  TIMES=$(mktemp)
+  trap 'rm -f "$TIMES"' EXIT
+  for i in "${!PHASES[@]}"; do
+    PHASE=${PHASES[i]} LIMIT=${LIMITS[i]}
+    [ "$PHASE" = "$before" ] || finish
+    before=$PHASE
+    if [ "$PHASE" = report ]; then
+      eval "${COMMANDS[i]}"
+      continue
+    fi
+    number=$((number + 1))
+    title="[$number of $total] ${TITLES[i]}"
+    if is_there "$i"; then
+      echo "$title: is there, skipped"
+      continue
+    fi
+    todo=$((todo - 1))
+    if [ "${#PIDS[@]}" -ge "$LIMIT" ]; then # wait for the oldest
+      wait "${PIDS[0]}" || stop
+      PIDS=("${PIDS[@]:1}")
+    fi
+    make "$i" "$title" "$todo" &
+    PIDS+=($!)
+  done
+}
+
+is_there() { # is_there INDEX: whether all files of a job are
+  local file files
+  eval "files=(${FILES[$1]})"
+  for file in "${files[@]}"; do [ -e "$file" ] || return 1; done
+}
+
+make() { # make INDEX TITLE TODO: run a job, which TODO others follow, with a log beside the folder of its first file
+  local files log started=$SECONDS
+  eval "files=(${FILES[$1]})"
+  log=$(dirname "${files[0]}").log
   mkdir -p "$(dirname "$log")"
-  echo "making $file (log: $log)"
-  if ! "$@" >>"$log" 2>&1; then
-    echo "failed: $*" >&2
+  echo "$2: started, log in $log"
+  if ! eval "${COMMANDS[$1]}" >>"$log" 2>&1; then
+    echo "failed: ${COMMANDS[$1]}" >&2
     echo "last lines of $log:" >&2
     tr '\r' '\n' <"$log" | tail -n 15 >&2
     return 1
   fi
-  echo "made $file in $((SECONDS - started)) s"
+  echo "$PHASE $((SECONDS - started))" >>"$TIMES"
+  echo "$2: made in $((SECONDS - started)) s$(time_left "$3")"
 }
 
-start() { # start COMMAND...: in the background; with $LIMIT of them running, wait for the oldest first
-  if [ -n "${DRY:-}" ]; then
-    "$@"
-    return
-  fi
-  if [ "${#PIDS[@]}" -ge "$LIMIT" ]; then
-    wait "${PIDS[0]}" || stop
-    PIDS=("${PIDS[@]:1}")
-  fi
-  "$@" &
-  PIDS+=($!)
+time_left() { # time_left JOBS: that of so many, by the mean time of this phase's jobs in this call
+  [ "$PHASE" != prepare ] || return 0 # its jobs take several times as long as all others
+  awk -v phase="$PHASE" -v jobs="$1" -v limit="$LIMIT" '
+    $1 == phase { made++; spent += $2 }
+    END {
+      left = jobs * spent / made / limit
+      if (left >= 100) printf "; about %.0f min left", left / 60
+      else if (left > 0) printf "; about %.0f s left", left
+    }' "$TIMES"
 }
 
 finish() { # wait for every background job
@@ -108,330 +398,51 @@ stop() { # a job failed or the user interrupted: end what still runs
   exit 1
 }
 
-# --- one training run and its scores ----------------------------------------------------------------------------------
-# PHASE=prepare trains base and teacher, PHASE=train all runs of all targets, PHASE=score scores them. In each phase a run
-# that several targets share is met once.
-
-once() { # once NAME: whether this run is met for the first time in this phase
-  case " $MET " in *" $PHASE:$NAME_PREFIX$1 "*) return 1 ;; esac
-  MET="$MET $PHASE:$NAME_PREFIX$1"
-}
-
-train() { # train NAME FLAGS...: a run of renio.py in $DIR/NAME
-  local name=$1
-  shift
-  start run "$DIR/$name/final" -- "${LAUNCH[@]}" renio.py --scale "$SCALE" --seed "$SEED" ${TRAINING[@]+"${TRAINING[@]}"} \
-    "$@" --output_dir "$DIR/$name" --resume
-}
-
-score() { # score NAME LABEL FLAGS...: the scores of one model in $DIR/NAME/eval.json
-  local name=$1 label=$2
-  shift 2
-  scorer "$DIR/$name/eval.json" --output "$DIR/$name/eval.json" --label "$label" "$@"
-}
-
-scorer() { # scorer FILE FLAGS...: run eval.py, which makes FILE, on the next GPU
-  local file=$1 device=()
-  shift
-  if [ "$GPUS" -ge 1 ]; then
-    device=(env "CUDA_VISIBLE_DEVICES=$((TURN % GPUS))")
-    TURN=$((TURN + 1))
-  fi
-  start run "$file" -- ${device[@]+"${device[@]}"} "$PYTHON" eval.py --scale "$SCALE" --train_seed "$SEED" \
-    "${SCORING[@]}" "$@"
-}
-
-arm() { # arm NAME LABEL FLAGS...: train a method and score it
-  local name=$1 label=$2
-  shift 2
-  once "$name" || return 0
-  if [ "$PHASE" = train ]; then
-    train "$name" --model "$STUDENT" "$@"
-  else
-    score_run "$name" "$label"
-  fi
-}
-
-score_run() { # score_run NAME LABEL: every checkpoint of a run, or at micro scale without CURVE=1 the last step only
-  if [ "$SCALE" = paper ] || [ -n "${CURVE:-}" ]; then
-    scorer "$DIR/$1/checkpoint-$LAST_STEP/eval.json" --checkpoints "$DIR/$1" --model "$STUDENT" --label "$2"
-  elif [ "$SCALE" = micro ]; then
-    score "$1" "$2" --model "$DIR/$1/final"
-  else
-    score "$1" "$2" --model "$STUDENT" --adapter "$DIR/$1/final"
-  fi
-}
-
-# --- the runs ---------------------------------------------------------------------------------------------------------
-
-base() { # at micro scale the student is trained here, on problems that leave out part of the operation table
-  if [ "$PHASE" = prepare ]; then
-    [ "$SCALE" != micro ] || train base --method sft --dataset arith-gaps --privileged_share 0.4
-  elif first_or_micro; then
-    score base base --model "$STUDENT"
-    # what OPSD's teacher can do; the benchmarks of the paper scale have no worked solutions
-    [ "$SCALE" = paper ] || score base-with-solution "base with solution" --model "$STUDENT" --privileged
-  fi
-}
-
-teacher() {
-  if [ "$PHASE" = prepare ]; then
-    [ "$SCALE" != micro ] || train teacher --method sft --model init:micro-teacher --max_steps 800 --schedule_steps 800
-  elif first_or_micro; then
-    score teacher teacher --model "$TEACHER"
-  fi
-}
-
-first_or_micro() { [ "$SCALE" = micro ] || [ "$SEED" = "${SEEDS%% *}" ]; } # elsewhere these two do not depend on the seed
-
-opd() { arm "$1" "$1" --method opd --teacher "$TEACHER" "${@:2}"; }  # opd NAME FLAGS...
-opsd() { arm "$1" "$1" --method opsd "${@:2}"; }                     # opsd NAME FLAGS...
-
-opsd_runs() {
-  CURVE=1 opsd opsd --save_rollouts True
-  CURVE=1 opsd opsd+renio --weighting renio
-}
-
-opd_runs() {
-  CURVE=1 opd opd --save_rollouts True
-  CURVE=1 opd opd+renio --weighting renio
-}
-
-table1() {
-  opsd_runs
-  grpo
-  on_code opsd
-}
-
-table2() {
-  opd_runs
-  on_code opd
-}
-
-grpo() {
-  local CURVE=1 LAST_STEP=$GRPO_STEPS
-  if [ "$SCALE" = paper ]; then
-    arm grpo grpo --method grpo --prefix_tokens 16000 --temperature 1.2 --generations 8 --iterations 2 \
-      --max_steps "$GRPO_STEPS" --save_steps 25 # 300 updates, two on each batch of rollouts
-  else
-    arm grpo grpo --method grpo
-  fi
-}
-
-on_code() { # on_code METHOD: the code columns of Tables 1 and 2: other training data, prompts and benchmarks
-  [ "$SCALE" = paper ] || return 0
-  local SCORING=("${SCORING_CODE[@]}") TRAINING=("${TRAINING_CODE[@]}") extra=()
-  [ "$1" = opsd ] || extra=(--teacher "$TEACHER")
-  if [ "$PHASE" = score ] && first_or_micro && once code-base; then score code-base base --model "$STUDENT"; fi
-  arm "code-$1" "$1" --method "$1" ${extra[@]+"${extra[@]}"}
-  arm "code-$1+renio" "$1+renio" --method "$1" ${extra[@]+"${extra[@]}"} --weighting renio
-}
-
-table3() { # the main runs, and the same with rollouts of another length
-  distillation_runs
-  opsd "opsd@$OTHER_PREFIX" --prefix_tokens "$OTHER_PREFIX"
-  opsd "opsd+renio@$OTHER_PREFIX" --prefix_tokens "$OTHER_PREFIX" --weighting renio
-  opd "opd@$OTHER_PREFIX" --prefix_tokens "$OTHER_PREFIX"
-  opd "opd+renio@$OTHER_PREFIX" --prefix_tokens "$OTHER_PREFIX" --weighting renio
-}
-
-distillation_runs() { # those of Tables 1 and 2, which other tables and figures show too
-  opsd_runs
-  opd_runs
-}
-
-table4() {
-  distillation_runs
-  opd opd+renio-noclip --weighting renio --log_ratio_clip inf
-  opd opd+renio-nothreshold --weighting renio --threshold=-inf
-  opd opd+renio-nonorm --weighting renio --weight_norm none
-}
-
-table8() {
-  distillation_runs
-  opsd opsd+ts_sample --weighting ts_sample
-  opsd opsd+st_token --weighting st_token
-}
-
-figure1() { # the filter study: whole solutions, so that each has an answer to filter by
-  local method arm extra name
-  for method in opd opsd; do
-    extra=(--method "$method")
-    [ "$method" = opsd ] || extra+=(--teacher "$TEACHER")
-    [ "$SCALE" = micro ] || extra+=(--prefix_tokens 4096)
-    for arm in correct incorrect unfiltered; do
-      name=$method-$arm
-      once "$name" || continue
-      if [ "$PHASE" = train ]; then
-        start run "$DIR/$name/final" -- "${LAUNCH[@]}" filter_experiments.py --scale "$SCALE" --seed "$SEED" \
-          ${TRAINING[@]+"${TRAINING[@]}"} --arm "$arm" --model "$STUDENT" "${extra[@]}" --output_dir "$DIR/$name" --resume
-      else
-        CURVE=1 score_run "$name" "$name"
-      fi
-    done
-    name=$method-matched
-    once "$name" || continue
-    if [ "$PHASE" = train ]; then # three processes, an arm each
-      start run "$DIR/$name"/{correct,incorrect,unfiltered}/final -- "${TORCHRUN[@]}" --nproc_per_node 3 \
-        filter_experiments.py --scale "$SCALE" --seed "$SEED" ${TRAINING[@]+"${TRAINING[@]}"} --design matched \
-        --model "$STUDENT" "${extra[@]}" --output_dir "$DIR/$name" --resume
-    else
-      for arm in correct incorrect unfiltered; do CURVE=1 score_run "$name/$arm" "$name-$arm"; done
-    fi
-  done
-}
-
-figure3() { distillation_runs; }
-figure4() { table3; grpo; }
-figure5() { distillation_runs; }
-
-figure6() { # the main run has clip 3.0 and threshold 0.8
-  distillation_runs
-  local value
-  for value in 2.0 2.5; do opd "opd+renio-clip$value" --weighting renio --log_ratio_clip "$value"; done
-  for value in 0.6 1.0; do opd "opd+renio-threshold$value" --weighting renio --threshold "$value"; done
-}
-
-controls() { # what the paper lacks: shuffled weights, an oracle, and two published weightings
-  distillation_runs
-  opd opd+renio_shuffled --weighting renio_shuffled
-  opsd opsd+renio_shuffled --weighting renio_shuffled
-  opd opd+correctness --weighting correctness
-  opsd opsd+correctness --weighting correctness
-  opd opd+iw --weighting iw
-  opsd opsd+pw --weighting pw
-}
-
 # --- what to do -------------------------------------------------------------------------------------------------------
 
+reproduce() { # reproduce TARGETS...
+  local i
+  setup requirements.txt
+  plan "$@"
+  if [ -n "${DRY:-}" ]; then
+    for i in "${!PHASES[@]}"; do is_there "$i" || echo "${COMMANDS[i]}"; done
+    return
+  fi
+  # Micro models gain nothing from threads, and glibc's defaults return memory to the system at every step, which costs
+  # more than the arithmetic.
+  [ "$GPUS" -ge 1 ] ||
+    export OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=200000000
+  execute
+}
+
+runs_at() { # runs_at SCALE TARGET: how many runs a seed, but for those that prepare
+  local SCALE=$1 SEEDS=0 STUDENTS= JOBS= GPUS=0 phase runs=0
+  plan "$2"
+  for phase in "${PHASES[@]}"; do [ "$phase" != train ] || runs=$((runs + 1)); done
+  echo "$runs"
+}
+
 list() {
+  local target minutes hours rest runs at_paper
+  echo "target    runs  minutes  hours  what"
+  while read target minutes hours rest; do
+    [ "$minutes" != - ] || continue
+    runs=$(runs_at micro "$target") at_paper=$(runs_at paper "$target") rest=${rest%%:*}
+    [ "$runs" = "$at_paper" ] || rest="$rest; at paper scale $at_paper runs"
+    printf '%-9s %4s  %7s  %5s  %s\n' "$target" "$runs" "$minutes" "$hours" "$rest"
+  done <<<"$TARGETS"
   cat <<'END'
-target    runs  minutes  hours  what
-main         5        7      6  tables 1 and 2 on one student (the default)
-table1       3        6     28  base, GRPO, OPSD, OPSD+ReNIO; at paper scale 25 runs: 5 students, math and code
-table2       2        5      5  base, OPD, OPD+ReNIO; at paper scale 8 runs: 2 students, math and code
-table3       8        8      6  OPSD and OPD with and without ReNIO, rollouts of two lengths
-table4       7        7      5  ReNIO without clip, without threshold, without batch normalization
-table8       6        7      4  ReNIO against teacher-to-student and token weights
-figure1      8       16     11  the filter study, designs free and matched (also figures 7 and 8)
-figure3      4        6      3  histogram of log-ratios
-figure4      9        8      9  seconds a step
-figure5      4        6      3  weight against the teacher's entropy; weight of right and wrong rollouts
-figure6      8        8      5  sweeps of clip and threshold
-controls    10        8      6  shuffled weights, the oracle, IW-OPD, PW-OPSD
-all         32       25     56  everything, shared runs once; at paper scale 60 runs
 test                  6         the tests
 setup                 1         only the environment
 
-Training runs; minutes a seed at micro scale on 2 slow CPU cores, the training of base and teacher (4 minutes) in each; hours a
-seed at paper scale on 4 GPUs: an estimate that no run has checked, from the seconds a step of the paper's Figure 4 (4 H200) and
-0.45 h on one GPU for 12 answers to each of 90 problems (15,000 tokens an answer, 10,000 tokens a second), at 4 checkpoints.
+Training runs; minutes a seed at micro scale on 2 slow CPU cores, the training of base and teacher (4 minutes) in each;
+hours a seed at paper scale on 4 GPUs: an estimate that no run has checked, from the seconds a step of the paper's
+Figure 4 (4 H200) and 0.45 h on one GPU for 12 answers to each of 90 problems (15,000 tokens an answer, 10,000 tokens a
+second), at 4 checkpoints.
 END
 }
 
-each_seed() { # each_seed TARGETS...: train, then score, all runs of the targets for every seed of $STUDENT; report
-  local target
-  for PHASE in prepare train score; do
-    for SEED in $SEEDS; do
-      DIR=$FOLDER/seed$SEED NAME_PREFIX=$FOLDER/seed$SEED/ LIMIT=$JOBS
-      case $SCALE in
-        micro) STUDENT=$DIR/base/final TEACHER=$DIR/teacher/final ;;
-        small) STUDENT=HuggingFaceTB/SmolLM2-135M-Instruct TEACHER=HuggingFaceTB/SmolLM2-360M-Instruct ;;
-      esac
-      if [ "$PHASE" = score ] && [ "$GPUS" -ge 1 ]; then LIMIT=$GPUS; fi
-      if [ "$PHASE" != train ]; then
-        base
-        [ "$*" = table1 ] || teacher
-      fi
-      if [ "$PHASE" != prepare ]; then
-        for target in "$@"; do "$target"; done
-      fi
-    done
-    finish
-  done
-  if [ -n "${DRY:-}" ]; then
-    echo "$PYTHON eval.py report $FOLDER"
-  else
-    "$PYTHON" eval.py report "$FOLDER"
-  fi
-}
-
-paper_student() { # paper_student STUDENT: the paper's settings for it (Tables 5, 6 and 7), all in full
-  STUDENT=$1
-  local rate=5e-6 prefix=1024
-  case $STUDENT in
-    Qwen/Qwen3-*) TEACHER=Qwen/Qwen3-8B ;;
-    *R1-Distill*) TEACHER=deepseek-ai/DeepSeek-R1-Distill-Qwen-7B rate=1e-6 prefix=2048 ;;
-    *) echo "STUDENTS: $STUDENT is not of the paper; add its teacher and settings to run_all.sh" >&2; exit 2 ;;
-  esac
-  LAST_STEP=100 GRPO_STEPS=150 OTHER_PREFIX=4096 FOLDER=$OUT/${STUDENT##*/}
-  local common=(--dtype bfloat16 --gradient_checkpointing True --lora_r 64 --lora_alpha 128 --learning_rate "$rate"
-    --batch_size 32 --max_steps 100 --save_steps 25 --prefix_tokens "$prefix" --temperature 1.1 --beta 0
-    --student_thinking False --teacher_thinking True --threshold 0.8 --log_ratio_clip 3.0 --rollout_engine "$ENGINE")
-  TRAINING=(--task math --dataset siyanzhao/Openthoughts_math_30k_opsd "${common[@]}")
-  TRAINING_CODE=(--task code --dataset open-thoughts/OpenThoughts-114k:metadata "${common[@]}")
-  local sampling=(--decoding sampled --temperature 1.0 --top_p 0.95 --top_k 0 --max_new_tokens 38912 --thinking
-    --engine "$ENGINE" --batch_size 512)
-  SCORING=(--benchmarks aime24 aime25 hmmt25 --n 12 "${sampling[@]}")
-  SCORING_CODE=(--benchmarks humaneval+ mbpp+ --n 4 "${sampling[@]}")
-}
-
-reproduce() { # reproduce TARGETS...
-  local target targets=("$@") expanded=()
-  setup requirements.txt
-  TORCHRUN=("$PYTHON" -m torch.distributed.run --standalone)
-  LAUNCH=("$PYTHON")
-  TRAINING=()
-  if [ "$SCALE" = paper ]; then
-    JOBS=1
-    LAUNCH=("${TORCHRUN[@]}" --nproc_per_node "$NGPU")
-    GPUS=$NGPU
-  elif [ "$GPUS" -ge 1 ]; then
-    JOBS=${JOBS:-1}
-  else
-    JOBS=${JOBS:-2}
-    # Micro models gain nothing from threads, and glibc's defaults return memory to the system at every step, which
-    # costs more than the arithmetic.
-    export OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=200000000
-  fi
-  for target in "${targets[@]}"; do
-    case $target in
-      main) expanded+=(main_runs) ;;
-      all) expanded+=(table1 table2 table3 table4 table8 figure1 figure6 controls) ;; # the other figures show these runs
-      *) expanded+=("$target") ;;
-    esac
-  done
-  if [ "$SCALE" != paper ]; then
-    FOLDER=$OUT LAST_STEP=50 GRPO_STEPS=50 OTHER_PREFIX=16
-    SCORING=(--decoding sampled greedy)
-    if [ "$SCALE" = small ]; then LAST_STEP=100 GRPO_STEPS=100 OTHER_PREFIX=64; fi
-    [ "$SCALE" != micro ] || [ -n "${DRY:-}" ] ||
-      echo "micro scale: bash run_all.sh --list says how many minutes a seed on 2 slow cores; tail -f a log to watch"
-    each_seed "${expanded[@]}"
-    return
-  fi
-  local student students
-  for student in ${STUDENTS:-Qwen/Qwen3-1.7B Qwen/Qwen3-4B Qwen/Qwen3-8B deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B \
-    deepseek-ai/DeepSeek-R1-Distill-Qwen-7B}; do
-    students=()
-    for target in "${expanded[@]}"; do # the paper has Table 1 on five students, Table 2 on two, all else on one
-      case $target:$student in
-        table1:* | table2:*1.7B | table2:*1.5B | *:Qwen/Qwen3-1.7B) students+=("$target") ;;
-        *) [ -z "${STUDENTS:-}" ] || students+=("$target") ;;
-      esac
-    done
-    [ "${#students[@]}" -gt 0 ] || continue
-    paper_student "$student"
-    each_seed "${students[@]}"
-  done
-}
-
-main_runs() {
-  distillation_runs
-  grpo
-}
-
-PIDS=() MET="" TURN=0
+PIDS=() PYTHON=python
 trap stop INT TERM
 GPUS=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
 if [ "$GPUS" -ge 4 ]; then allowed=paper; elif [ "$GPUS" -ge 1 ]; then allowed=small; else allowed=micro; fi
@@ -454,10 +465,10 @@ case $1 in
   --list) list ;;
   *)
     for target in "$@"; do
-      case $target in
-        main | table[12348] | figure[13456] | controls | all) ;;
-        *) echo "run_all.sh $target: unknown; bash run_all.sh --list names the targets" >&2; exit 2 ;;
-      esac
+      if ! line_of "$target" || [ "$MINUTES" = - ]; then
+        echo "run_all.sh $target: unknown; bash run_all.sh --list names the targets" >&2
+        exit 2
+      fi
     done
     reproduce "$@"
     ;;
