@@ -60,13 +60,23 @@ from typing import Literal, NamedTuple
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, init_device_mesh
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.utils import is_flash_attn_2_available
 
 # ---------------------------------------------------------------------------------------------------------------------

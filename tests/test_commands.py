@@ -1,6 +1,5 @@
 """The scripts as a user runs them, and the filter study."""
 
-import functools
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 import filter_experiments
 import renio
-from renio import UserError, load_model, load_tokenizer, sample
+from renio import UserError, load_model, load_tokenizer
 
 # one thread a process, and for run_all.sh the environment that runs the tests as the active one
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix,

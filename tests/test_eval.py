@@ -16,7 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 import eval as renio_eval
 import renio
-from eval import bootstrap_interval, count_markers, interval, majority_answer, paired_p_value, pass_at_k
+from eval import (
+    bootstrap_interval,
+    count_markers,
+    interval,
+    majority_answer,
+    paired_p_value,
+    pass_at_k,
+)
 from renio import UserError, area_under_curve, extract_boxed, grade_math, load_tokenizer
 
 # --- graders ----------------------------------------------------------------------------------------------------------

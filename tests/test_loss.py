@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from renio import fused_divergence, official_sample_weights, sample_weights, token_divergence, token_logprobs
+from renio import (
+    fused_divergence,
+    official_sample_weights,
+    sample_weights,
+    token_divergence,
+    token_logprobs,
+)
 
 
 def random_logits(*shape, seed=0):

@@ -5,12 +5,29 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import completion_logits, distilled, examples_of, rollouts_of, teacher_logits
+from conftest import (
+    completion_logits,
+    distilled,
+    examples_of,
+    rollouts_of,
+    teacher_logits,
+)
 from transformers import AutoTokenizer, TopKLogitsWarper, TopPLogitsWarper
 
 import renio
-from renio import (Devices, Teacher, UserError, completion_hidden, filter_logits, prompt_ids, read_problems, sample,
-                   sample_weights, token_divergence, token_logprobs)
+from renio import (
+    Devices,
+    Teacher,
+    UserError,
+    completion_hidden,
+    filter_logits,
+    prompt_ids,
+    read_problems,
+    sample,
+    sample_weights,
+    token_divergence,
+    token_logprobs,
+)
 
 PROMPTS = [[3, 14, 20, 40, 4], [3, 15, 4], [3, 15, 21, 41, 16, 22, 42, 4]]
 
