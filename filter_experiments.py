@@ -85,8 +85,8 @@ def draw_free(sampler, examples, step, config, devices):
             counts = sum(devices.gather([counts]), Counter())
             return taken[:needed], draw_metrics(counts)
     raise UserError(
-        f"step {step + 1}: the {config.arm} arm starves: {len(taken)} of {needed} rollouts in {described(counts)}; raise "
-        "--max_draws or --prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
+        f"step {step + 1}: the {config.arm} arm starves: {len(taken)} of {needed} rollouts in {described(counts)}; "
+        "raise --max_draws or --prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
 
 
 def draw_matched(sampler, examples, step, config, arms):
@@ -109,8 +109,8 @@ def draw_matched(sampler, examples, step, config, arms):
             return [taken[number] for number in numbers], dict(
                 draw_metrics(counts), tried=min(start + block, stretch), problems=numbers)
     raise UserError(
-        f"step {step + 1}: {len(taken)} of {config.batch_size} problems had a right and a wrong rollout from every arm, "
-        f"in {stretch} problems and {described(counts)} of the {config.arm} arm; raise --max_draws, --max_problems or "
+        f"step {step + 1}: {len(taken)} of {config.batch_size} problems had a right and a wrong rollout from every "
+        f"arm, in {stretch} problems and {described(counts)} of the {config.arm} arm; raise --max_draws, --max_problems or "
         "--prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
 
 

@@ -24,8 +24,8 @@ This file imports nothing of the project's: alone in a folder, it trains. Read i
   rollouts                sample: the student writes
   one update              distillation_step (Eq. 2-9), sft_step, grpo_step, update
   the loop                train
-and, below a line that says so, what real runs need besides: the fused divergence, data and the synthetic world, the math
-grader, models, vLLM, processes and FSDP2, the output folder, the log, the command line.
+and, below a line that says so, what real runs need besides: the fused divergence, data and the synthetic world, the
+math grader, models, vLLM, processes and FSDP2, the output folder, the log, the command line.
 """
 
 import atexit
@@ -375,7 +375,8 @@ PROMPTS = {  # task -> what the student sees, what the teacher of self-distillat
         "{problem}\n\nReason step by step and put the final answer in \\boxed{{}}.",
         "{problem}\n\nA correct reference solution follows.\n--- reference begins ---\n{solution}\n"
         "--- reference ends ---\n\nStudy the reference until you understand why it works. Then solve the problem "
-        "afresh, in your own words and without quoting it. Reason step by step and put the final answer in \\boxed{{}}."),
+        "afresh, in your own words and without quoting it. Reason step by step and put the final answer in "
+        "\\boxed{{}}."),
     "code": (
         "{problem}\n\nReason step by step and end with the complete program in one ```python block.",
         "{problem}\n\nA correct reference program follows.\n--- reference begins ---\n{solution}\n"
@@ -641,17 +642,6 @@ def token_columns(student, teacher, rollouts, config, watch):
                                config.temperature, config.entry_clip, "official" if config.entry_clip else "none")
     return TokenColumns(*rows_of(completions, *columns), length_mask(completions, tokens.device),
                         [rollout.right for rollout in rollouts])
-
-
-def length_mask(completions, device):
-    lengths = torch.tensor([len(completion) for completion in completions], device=device)  # (b,)
-    return torch.arange(lengths.max(), device=device) < lengths[:, None]  # (b, T)
-
-
-def rows_of(completions, *columns):
-    """Columns (N,) of all the completions' tokens as rows (b, T), zero behind each end."""
-    mask = length_mask(completions, columns[0].device)
-    return [torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in columns]
 
 
 def shuffled_weighting(student, teacher, rollouts, config, devices, watch, seed):
@@ -1089,8 +1079,8 @@ def read_problems(source, split="train", need_solution=False, task="math"):
 def read_table(source, split="train"):
     """Rows (dicts) of a .json, .jsonl, .jsonl.gz or .parquet file, or of a set on the hub (name or name:config)."""
     path = Path(source)
-    kind = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
-    if kind not in (".json", ".jsonl", ".jsonl.gz", ".parquet"):
+    ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+    if ending not in (".json", ".jsonl", ".jsonl.gz", ".parquet"):
         import datasets
 
         try:
@@ -1100,7 +1090,7 @@ def read_table(source, split="train"):
                             f"that the hub gives: {str(error).splitlines()[0]}") from None
     if not path.exists():
         raise UserError(f"{source}: no such file")
-    if kind == ".parquet":
+    if ending == ".parquet":
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(path).to_pylist()
@@ -1110,22 +1100,21 @@ def read_table(source, split="train"):
         raise UserError(f"{source}: not UTF-8 text at byte {error.start}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{source}: can't be read: {error}") from None
-    if kind == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{source}, line {error.lineno}: not JSON ({error.msg})") from None
+    if ending == ".json":
+        rows = parse_json(text, source)
         if not isinstance(rows, list):
             raise UserError(f"{source}: a .json data set is one list of rows")
         return rows
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{source}, line {number}: not JSON ({error.msg})") from None
-    return rows
+    lines = enumerate(text.split("\n"), start=1)
+    return [parse_json(line, source, number) for number, line in lines if line.strip()]
+
+
+def parse_json(text, source, first_line=1):
+    """The value of a JSON text that begins on this line of the source. Raises UserError with the line of a mistake."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{source}, line {first_line + error.lineno - 1}: not JSON ({error.msg})") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1443,6 +1432,17 @@ def positions_of(mask):
     return (mask.cumsum(1) - 1).clamp(min=0)
 
 
+def length_mask(completions, device):
+    lengths = torch.tensor([len(completion) for completion in completions], device=device)  # (b,)
+    return torch.arange(lengths.max(), device=device) < lengths[:, None]  # (b, T)
+
+
+def rows_of(completions, *columns):
+    """Columns (N,) of all the completions' tokens as rows (b, T), zero behind each end."""
+    mask = length_mask(completions, columns[0].device)
+    return [torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in columns]
+
+
 @contextlib.contextmanager
 def merged_adapter(model):
     """Within it the model is in evaluation mode, and a LoRA adapter is part of the weights that it adapts.
@@ -1455,7 +1455,7 @@ def merged_adapter(model):
     if not hasattr(model, "merge_adapter"):
         yield
     else:
-        adapted = [module.get_base_layer().weight for module in model.modules() if hasattr(module, "lora_A")]
+        adapted = [layer.get_base_layer().weight for layer in adapted_layers(model)]
         own = [weight.detach().clone() for weight in adapted]
         model.merge_adapter()
         try:
@@ -1465,6 +1465,11 @@ def merged_adapter(model):
             for weight, copy in zip(adapted, own, strict=True):
                 weight.data.copy_(copy)
     model.train(was_training)
+
+
+def adapted_layers(model):
+    """The layers that have a LoRA adapter."""
+    return [module for module in model.modules() if hasattr(module, "lora_A")]
 
 
 def check_same_vocabulary(student_tokenizer, teacher_tokenizer):
@@ -1549,14 +1554,14 @@ class VllmSampler:
             from vllm import LLM
             from vllm.platforms import current_platform
 
-            self.kind, local = current_platform.device_type, os.environ.get("LOCAL_RANK", "0")
-            if device not in (self.kind, f"{self.kind}:{local}"):
-                raise UserError(f"--device {device}: the vLLM installed here runs on {self.kind}:{local} only")
+            self.platform, local_rank = current_platform.device_type, os.environ.get("LOCAL_RANK", "0")
+            if device not in (self.platform, f"{self.platform}:{local_rank}"):
+                raise UserError(f"--device {device}: the vLLM installed here runs on {self.platform}:{local_rank} only")
             self.flag, self.adapters, self.adapter, self.folder = flag, 0, None, None
             # with the executor of one process every rank would take GPU 0
             backend = "external_launcher" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
             self.llm = LLM(model, dtype=dtype, max_model_len=max_length, gpu_memory_utilization=memory,
-                           skip_tokenizer_init=True, enforce_eager=self.kind == "cpu",  # compiling there takes minutes
+                           skip_tokenizer_init=True, enforce_eager=self.platform == "cpu",  # compiling takes minutes
                            distributed_executor_backend=backend, **self.lora_settings(lora_r))
             VllmSampler.running = self
             self([[0]], 1, [])  # some models fail only here
@@ -1597,7 +1602,7 @@ class VllmSampler:
             self.folder = folder  # the engine reads it again whenever it has dropped the adapter
         else:
             self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=iter(weights.items())))
-            if self.kind == "cpu":  # there a head tied to the embedding keeps a packed copy of its old weights
+            if self.platform == "cpu":  # there a head tied to the embedding keeps a packed copy of its old weights
                 self.llm.apply_model(lambda m: m.lm_head.quant_method.process_weights_after_loading(m.lm_head))
             self.llm.reset_prefix_cache()  # its keys and values are the old weights'
 
@@ -1755,12 +1760,17 @@ def claim_output(config):
     return None
 
 
-GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True)  # whole, whether FSDP has spread it or not
+def whole_state(devices):
+    """Options for a state that is whole, whether FSDP has spread it or not, and then on the first rank only.
+
+    The arms of filter_experiments.py have a process group too, but each its own state: they are ranks of no one.
+    """
+    return StateDictOptions(full_state_dict=True, cpu_offload=devices.world > 1)
 
 
 def save_checkpoint(output_dir, step, student, tokenizer, optimizer, nonfinite_in_row, devices):
     """checkpoint-`step`, with what `restore` needs. All ranks call it together."""
-    moments = get_optimizer_state_dict(student, optimizer, options=GATHERED)
+    moments = get_optimizer_state_dict(student, optimizer, options=whole_state(devices))
     generators = devices.gather([torch.get_rng_state()])
     save(output_dir / f"checkpoint-{step}", student, tokenizer, devices, dict(
         step=step, optimizer=moments, nonfinite_in_row=nonfinite_in_row, generators=generators))
@@ -1774,7 +1784,7 @@ def restore(start, student, optimizer, devices):
     if start is None:
         return 0, 0
     state = torch.load(start / "trainer_state.pt", map_location="cpu", weights_only=True)
-    set_optimizer_state_dict(student, optimizer, state["optimizer"], options=GATHERED)
+    set_optimizer_state_dict(student, optimizer, state["optimizer"], options=whole_state(devices))
     torch.set_rng_state(state["generators"][devices.rank])
     return state["step"], state["nonfinite_in_row"]
 
@@ -2085,7 +2095,7 @@ def predict_memory(config, devices, student, teacher, examples):
     tokens = config.prefix_tokens + max(max(len(e.student_prompt), len(e.teacher_prompt or ())) for e in examples)
     layers, hidden = shape.num_hidden_layers, shape.hidden_size
     layer = (10 * hidden + 4 * shape.intermediate_size) * width  # bytes a token that backward needs of one layer
-    adapted = [module for module in student.modules() if hasattr(module, "lora_A")]
+    adapted = adapted_layers(student)
     if config.dtype != "float32":  # an adapter computes in float32, on a copy of each adapted layer's input
         layer += sum(module.in_features for module in adapted) * 4 / layers
     kept = layers * hidden * width + layer if config.gradient_checkpointing else layers * layer

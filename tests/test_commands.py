@@ -166,6 +166,7 @@ def test_matched_arms_train_on_the_same_problems_and_differ_in_correctness_alone
         assert [rows[arm][step]["rollout_accuracy"] for arm in ("correct", "incorrect")] == [1.0, 0.0]
         assert [rows[arm][step]["graded"] for arm in rows] == [4, 4, 4]  # none that can't be graded
     assert {row["rollout_accuracy"] for row in rows["unfiltered"]} - {0.0, 1.0}
+    weights = {arm: load_model(str(tmp_path / "run" / arm / "final")).state_dict() for arm in rows}
     # killed when one arm had written its last checkpoint and the others had not
     for arm, lost in (("correct", 3), ("incorrect", 2), ("incorrect", 3), ("unfiltered", 3)):
         shutil.rmtree(tmp_path / "run" / arm / f"checkpoint-{lost}")
@@ -173,6 +174,8 @@ def test_matched_arms_train_on_the_same_problems_and_differ_in_correctness_alone
     for arm in rows:
         assert [(row["loss"], row["problems"]) for row in rows_of(tmp_path / "run" / arm)] == [
             (row["loss"], row["problems"]) for row in rows[arm]]
+        again = load_model(str(tmp_path / "run" / arm / "final")).state_dict()
+        assert all(torch.equal(again[name], weights[arm][name]) for name in again)  # each arm's own moments came back
 
 
 def test_matched_arms_that_starve_say_so(tmp_path, config):
