@@ -9,8 +9,7 @@
 
 Read top to bottom: benchmarks; the evaluation (prompts, sampling, grading, scores); the grader of code with its judge
 and sandbox; statistics; evaluations read back and compared; the report's tables, figures and text; the command line.
-Models, prompts, sampling and the math grader are renio.py's. It is imported at its first use, so that verdicts
-on code, comparisons and reports, which need none of these, do not wait for torch.
+Models, prompts, sampling and the math grader are renio.py's.
 
 The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 38,912 new tokens, thinking on, 12
 samples a problem in math and 4 in code; `--scale paper` sets it.
@@ -21,7 +20,6 @@ import ast
 import contextlib
 import functools
 import hashlib
-import importlib
 import inspect
 import json
 import math
@@ -45,19 +43,17 @@ import numpy as np
 from tqdm import tqdm
 
 
-class ImportedAtFirstUse:
-    """Stands for a module, which is imported when it is first asked for something."""
+class Renio:
+    """renio.py, imported when it is first asked for something: it brings torch, which verdicts on code, comparisons and
+    reports need not wait for."""
 
-    # importlib's LazyLoader puts a stand-in into sys.modules; torch, half imported, has inspect look through those,
-    # which would set it off too early
-    def __init__(self, name):
-        self._name = name
+    def __getattr__(self, name):
+        import renio
 
-    def __getattr__(self, attribute):
-        return getattr(importlib.import_module(self._name), attribute)
+        return getattr(renio, name)
 
 
-renio = ImportedAtFirstUse("renio")
+renio = Renio()
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Benchmarks.

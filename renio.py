@@ -351,16 +351,6 @@ def token_divergence(student_logits, teacher_logits, beta=0.0, temperature=1.0, 
     return terms.sum(-1)  # (B, T)
 
 
-def check_divergence(beta, temperature, entry_clip, clip_mode):
-    """Raise ValueError for arguments that make no divergence."""
-    if not 0 <= beta <= 1 or not temperature > 0:
-        raise ValueError(f"need beta in [0, 1] and temperature above 0, got {beta} and {temperature}")
-    if clip_mode not in ("none", "opsd", "official"):
-        raise ValueError(f"clip_mode {clip_mode!r}: known are none, opsd, official")
-    if entry_clip is not None and clip_mode == "none":
-        raise ValueError("entry_clip without a clip_mode (opsd or official)")
-
-
 def token_logprobs(logits, tokens, temperature):
     """Log-probabilities (B, T) of the tokens (B, T) under logits (B, T, V) at the temperature, in float32 or finer."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
@@ -808,14 +798,6 @@ def trained_parameters(model):
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def make_optimizer(student, config):
-    """AdamW without weight decay over what trains."""
-    trained = trained_parameters(student)
-    groups = [[p for p in trained if isinstance(p, DTensor) == sharded] for sharded in (False, True)]  # never mixed
-    return torch.optim.AdamW([dict(params=group) for group in groups if group], lr=config.learning_rate,
-                             weight_decay=0.0, fused=True)
-
-
 def set_learning_rate(optimizer, step, config):
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
@@ -854,6 +836,16 @@ class DivergenceSettings(NamedTuple):
     entry_clip: float | None
     clip_mode: str
     chunk: int
+
+
+def check_divergence(beta, temperature, entry_clip, clip_mode):
+    """Raise ValueError for arguments that make no divergence."""
+    if not 0 <= beta <= 1 or not temperature > 0:
+        raise ValueError(f"need beta in [0, 1] and temperature above 0, got {beta} and {temperature}")
+    if clip_mode not in ("none", "opsd", "official"):
+        raise ValueError(f"clip_mode {clip_mode!r}: known are none, opsd, official")
+    if entry_clip is not None and clip_mode == "none":
+        raise ValueError("entry_clip without a clip_mode (opsd or official)")
 
 
 def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head, tokens, beta=0.0, temperature=1.0,
@@ -1381,6 +1373,14 @@ def load_student(config, device, start=None):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
         model.enable_input_require_grads()
     return model, tokenizer
+
+
+def make_optimizer(student, config):
+    """AdamW without weight decay over what trains."""
+    trained = trained_parameters(student)
+    groups = [[p for p in trained if isinstance(p, DTensor) == sharded] for sharded in (False, True)]  # never mixed
+    return torch.optim.AdamW([dict(params=group) for group in groups if group], lr=config.learning_rate,
+                             weight_decay=0.0, fused=True)
 
 
 def load_model(name, dtype="float32", device="cpu", adapter=None):

@@ -24,7 +24,7 @@ from eval import (
     paired_p_value,
     pass_at_k,
 )
-from renio import UserError, area_under_curve, extract_boxed, grade_math, load_tokenizer
+from renio import UserError, extract_boxed, grade_math, load_tokenizer
 
 # --- graders ----------------------------------------------------------------------------------------------------------
 
@@ -143,11 +143,6 @@ def test_rank_correlation_by_hand():
     assert renio_eval.rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     assert renio_eval.rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
     assert np.isnan(renio_eval.rank_correlation([1, 1], [1, 2]))
-
-
-def test_area_under_the_curve_by_hand():
-    assert area_under_curve([3, 1, 2, 2], [True, False, True, False]) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
-    assert area_under_curve([1, 2], [True, True]) is None
 
 
 def test_the_majority_is_the_earliest_of_the_most_frequent_answers():

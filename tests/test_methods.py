@@ -49,6 +49,11 @@ def test_an_agreeing_or_one_token_sample_has_finite_weights():
         assert weigh(tokens, SETTINGS).isfinite().all()
 
 
+def test_the_area_under_the_curve_by_hand():
+    assert renio.area_under_curve([3, 2], [1, 2]) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert renio.area_under_curve([1, 2], []) is None
+
+
 @pytest.fixture
 def batch(config, tokenizer, model):
     examples = examples_of(config("--method", "opsd"), tokenizer, 8)
