@@ -296,7 +296,7 @@ def grade_answer(tokenizer, eos_ids, task, completion, row):
     if task == "code":
         verdict = grade_code(row["test"], text)
     else:
-        reason = renio.math_verdict(text, row["answer"])
+        reason = (renio.arith_verdict if task == "arith" else renio.math_verdict)(text, row["answer"])
         verdict = Verdict(reason == "equal", reason)
     return dict(text=text, boxed=None if task == "code" else renio.extract_boxed(text), right=verdict.passed,
                 reason=verdict.reason, tokens=len(completion), truncated=completion[-1] not in eos_ids,

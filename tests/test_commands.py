@@ -112,7 +112,7 @@ def half_right(monkeypatch):
     """Makes every third graded rollout right, every third wrong, every third without an answer; keeps the verdicts."""
     verdicts = {}
 
-    def grade(tokenizer, completion, row, eos_ids):
+    def grade(tokenizer, completion, *_):
         return verdicts.setdefault(tuple(completion), (True, False, None)[len(verdicts) % 3])
 
     monkeypatch.setattr(renio, "grade_rollout", grade)
