@@ -19,10 +19,8 @@ first tokens of each completion from the teacher's context, and prompts padded o
 Left out: the KL term of GRPO, which the released script switches off too.
 """
 
-import atexit
 import gzip
 import importlib.metadata
-import select
 import tempfile
 import zlib
 from decimal import Decimal
@@ -465,29 +463,27 @@ def read_problems(source, split="train", need_solution=False, task="math"):
 
 # ---- math grader
 def extract_boxed(text):
-    r"""What stands in the last complete \boxed{...} of the text, or None; braces inside may nest.
+    r"""What stands in the last complete \boxed{...} (braces inside may nest) or `\boxed 42` of the text, or None.
 
     A box outside <think>...</think> goes before one inside, so that a guess in the reasoning does not count where
     there is a final answer.
     """
     def last_box(part):
-        for start in [match.end() for match in re.finditer(r"\\boxed\s*\{", part)][::-1]:
-            depth, escaped = 1, False
-            for i in range(start, len(part)):
-                if escaped:
-                    escaped = False
-                elif part[i] == "\\":
-                    escaped = True
-                elif part[i] in "{}":
-                    depth += 1 if part[i] == "{" else -1
-                    if depth == 0:
-                        return part[start:i].strip()
-        return None
+        found, opened = (-1, None), []  # one pass, so that a megabyte of braces takes a second
+        # a box with or without its brace, an escaped character (not the backslash of a box), a brace
+        for match in re.finditer(r"\\boxed\s*(?:\{|([-+.]*\d[^\s{}$\\]*))|\\(?!\\boxed)[\s\S]|[{}]", part):
+            if match[1]:
+                found = max(found, (match.start(), match[1].rstrip(".,;:!?")))
+            elif match[0].endswith("{") and match[0] != r"\{":
+                opened.append(match)
+            elif match[0] == "}" and opened:
+                box = opened.pop()
+                if box[0] != "{" and box.start() > found[0]:
+                    found = box.start(), part[box.end() : match.start()].strip()
+        return found[1]
 
     outside = re.sub(r"<think>.*?(?:</think>|\Z)", " ", text, flags=re.DOTALL)
-    if "</think>" in outside:  # the template opened the thinking, so the text holds only its end
-        outside = outside.rpartition("</think>")[2]
-    found = last_box(outside)
+    found = last_box(outside.rpartition("</think>")[2])  # the template may have opened the thinking
     return found if found is not None else last_box(text)
 
 
@@ -497,88 +493,144 @@ def grade_math(text, gold, timeout=10.0):
 
 
 def math_verdict(text, gold, timeout=10.0):
-    """grade_math with its reason: equal, different, no box, unparsable (what can't be decided is wrong).
+    """grade_math with its reason: equal, different, no box, unparsable (what can't be decided is wrong)."""
+    answer, boxed_gold = extract_boxed(text), extract_boxed(gold)
+    return "no box" if answer is None else answer_verdict(answer, gold if boxed_gold is None else boxed_gold, timeout)
 
-    Equal strings and plain numbers are compared here. All else goes to a worker process that is killed after
-    `timeout` seconds, so that no answer, such as 9^{9^{9}}, can hang or crash the caller.
-    """
+
+def arith_verdict(text, gold):
+    r"""math_verdict of the arithmetic world, whose answers are digits with spaces between: \boxed{ 1 2 8 4 }."""
     answer = extract_boxed(text)
-    if answer is None:
-        return "no box"
-    boxed_gold = extract_boxed(gold)
-    answer, gold = _clean(answer), _clean(gold if boxed_gold is None else boxed_gold)
-    numbers = [_plain_number(answer), _plain_number(gold)]
-    if answer == gold or None not in numbers:
-        equal = answer == gold or numbers[0] == numbers[1]
-    elif len(answer) > 1000:  # no answer of a benchmark is that long, and the parser's time grows with it
-        equal = None
+    return "no box" if answer is None else answer_verdict(re.sub(r"(?<=\d)\s+(?=\d)", "", answer), gold)
+
+
+def answer_verdict(answer, gold, timeout=10.0):
+    """Whether two contents of boxes are mathematically equal, as one of equal, different, unparsable.
+
+    Plain numbers are compared here, as math-verify does to 6 decimals, but those below 1e-4 relatively. All else goes
+    to a worker process that ends itself after `timeout` seconds, so that no answer, such as 9^{9^{9}}, can hang or
+    crash the caller. Raises ModuleNotFoundError without math-verify.
+    """
+    if max(len(answer), len(gold)) > 1000:  # no benchmark's is that long, and the parser's time grows with it
+        return "equal" if answer.strip() == gold.strip() else "unparsable"
+    sides = _as_latex(answer), _as_latex(gold)
+    numbers = [_plain_number(side) for side in sides]
+    # number bases and powers of units, which math-verify leaves out: 52_8 is not 52_9, though either may be 52
+    left_out = [re.findall(r"\d_\{?(\d+)|\\(?:text|mbox|mathrm) ?\{[^{}]*\} ?\^\{?(\d+)\}?$", side) for side in sides]
+    if sides[0] == sides[1]:
+        equal = True
+    elif None not in numbers:
+        size = max(map(abs, numbers))
+        rounded = [f"{number / size if 0 < size < 1e-4 else number:.6f}" for number in numbers]
+        equal = numbers[0] == numbers[1] or rounded[0] == rounded[1]
+    elif all(left_out) and left_out[0] != left_out[1]:
+        equal = False
     else:
-        equal = _ask_worker(_scientific(answer), _scientific(gold), timeout)
+        equal = _ask_worker(*sides, timeout)
     return {True: "equal", False: "different", None: "unparsable"}[equal]
 
 
-def _clean(answer):
-    answer = answer.strip().strip("$").strip().rstrip(".")
-    for noise in ("\\$", "\\!", "\\,", "\\left", "\\right"):
-        answer = re.sub(re.escape(noise) + r"(?![a-zA-Z])", "", answer)
-    answer = re.sub(r"(?<=\d)\s+(?=\d)", "", answer)  # 12 000
-    return answer.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").strip()
+def _as_latex(answer):
+    """The answer in such LaTeX as math-verify reads as it is meant."""
+    for sign, latex in {"\\$": "", "$": "", "−": "-", "–": "-", "½": r"\frac{1}{2}", "°": r"^{\circ}", "∞": r"\infty ",
+                        "γ": r"\gamma ", "~": " ", "np.log(": r"\ln(", "np.": "\\", "**": "^"}.items():
+        answer = answer.replace(sign, latex)
+    answer = " ".join(answer.split()).rstrip(" .")
+    for pattern, latex in (
+        (r"√ ?([\d.]+)", r"\\sqrt{\1}"),  # \sqrt takes one digit
+        (r"(?:√|\\sqrt) ?\(", "sqrt("),  # which math-verify makes \sqrt{...}, while it can't read \sqrt(...)
+        (r"√", r"\\sqrt "),
+        (r"\\! ?", ""),  # 10,\! 080
+        (r"(?<=\d)\.(?=[-+*/^,)])", ""),  # -1./3 can't be read
+        (r"(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)\b", r"(\1 \\times 10^{\2})"),  # 4.5e33 would hold Euler's number
+        (r"(?<![\d.^_])([1-9]\d*) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),  # 1 1/2 would be (1 + 1)/2
+        (r"(?<![\d.^_])\d{1,3}(?:(?:\\[,;: ]| )\d{3})+(?!\d)", lambda m: re.sub(r"\D", "", m[0])),  # 12 000: a product
+        (r"^([^=!<>]*\d[^=!<>]*)= ?([a-zA-Z])$", r"\2=\1"),  # of 5=x the right side would be the value
+        # E_1 can't be read, I_1 is i, and \gamma^2-1 is gamma(-1)^2
+        (r"(?<![a-zA-Z\\])([EeI])(?=_)|(\\gamma)(?![a-zA-Z])", r"\\hat{\1\2}"),
+        # x_{\text{max}} would lose its subscript as a unit, and x_{\max} can't be read
+        (r"_(\{)? ?\\(?:(?:text|mathrm|mbox) ?\{ ?([^{}]*?) ?\}|(max|min))(?(1) ?\})", r"_{\2\3}"),
+    ):
+        answer = re.sub(pattern, latex, answer)
+    return answer
 
 
 def _plain_number(answer):
+    """The Decimal that digits with or without commas between thousands and a power of ten are; None for all else."""
     if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?", answer):
         answer = answer.replace(",", "")
-    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,6})?", answer):
-        return Decimal(answer)
-    return None
+    power = r" ?\\(?:times|cdot) ?10\^\{?([+-]?\d{1,4})\}?"
+    found = re.fullmatch(rf"([+-]?)(\()?(\d+\.?\d*|\.\d+)(?:{power})?(?(2)\))", answer)
+    return found and Decimal(f"{found[1]}{found[3]}e{found[4] or 0}")
 
 
-def _scientific(answer):  # math-verify reads 4.5e33 as 4.5 times Euler's number times 33
-    return re.sub(r"(\d)[eE]([+-]?\d+)\b", r"\1 \\times 10^{\2}", answer)
+_worker, _worker_lock = None, threading.Lock()
 
 
-_worker = None
+def _start_worker():
+    if find_spec("math_verify") is None:
+        raise ModuleNotFoundError("grading math needs math-verify: pip install math-verify")
+    # from source text: a child that imported this module would wait for torch
+    return subprocess.Popen([sys.executable, "-c", f"{inspect.getsource(grade_worker)}\ngrade_worker()"], text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def _ask_worker(answer, gold, timeout):
+    """Whether the two are equal, None where that can't be told. The limit starts when the worker reads the pair."""
     global _worker
-    for _ in range(2):  # a worker that an earlier answer left broken is replaced once
+    with _worker_lock:
         if _worker is None or _worker.poll() is not None:
-            _worker = subprocess.Popen([sys.executable, "-c", f"{inspect.getsource(grade_worker)}\ngrade_worker()"], stdin=subprocess.PIPE,
-                                       stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1)
-            atexit.register(_worker.kill)
-            timeout_now = timeout + 60  # the first answer waits for math-verify's import
-        else:
-            timeout_now = timeout
-        try:
-            _worker.stdin.write(json.dumps([answer, gold]) + "\n")
-            if select.select([_worker.stdout], [], [], timeout_now)[0] and (line := _worker.stdout.readline()):
-                return json.loads(line)
-            _worker.kill()
-            _worker.wait()
-            return None
-        except BrokenPipeError:
-            _worker.wait()
-    return None
+            _worker = _start_worker()
+        worker, _worker = _worker, None  # so that after an interruption nobody takes this pair's reply for another's
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps([answer, gold, timeout]), file=worker.stdin, flush=True)
+        said = worker.stdout.readline()
+        if not said:  # it ended itself; the next one is started now, so that nobody need wait for its import
+            worker.wait()
+        _worker = worker if said else _start_worker()
+        return json.loads(said or "null")
 
 
 def grade_worker():
-    """`python eval.py grade`: reads a JSON pair [answer, gold] a line, prints whether they are equal, null if unparsable."""
+    """Reads JSON [answer, gold, seconds] a line, prints whether the two are equal, null if unparsable.
+
+    Its alarms are the hard limits: they end the process within any computation, even when nobody waits any more.
+    """
+    import contextlib
     import json
     import resource
+    import signal
     import sys
 
-    from math_verify import parse, verify
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's
+    signal.alarm(60)
+    from math_verify import LatexExtractionConfig, parse, verify
 
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+    signal.alarm(0)
+    with contextlib.suppress(ValueError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+
+    def read(side):  # an expression and its string, or the string alone where it can't be read
+        for form in (f"${side}$", f"\\boxed{{{side}}}"):
+            # LaTeX only: math-verify's other reader would pick a number out of a formula that can't be read
+            found = parse(form, [LatexExtractionConfig()], parsing_timeout=None)  # its limits need a main thread
+            if len(found) > 1:
+                break
+        return found
+
     for line in sys.stdin:
-        answer, gold = json.loads(line)
+        answer, gold, seconds = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         try:
-            # the caller's limit is a hard one, so math-verify's own, which work in main threads only, are off
-            sides = [parse(f"\\boxed{{{side}}}", parsing_timeout=None) for side in (gold, answer)]
-            equal = bool(verify(*sides, timeout_seconds=None)) if all(sides) else None
+            sides = read(gold), read(answer)
+            equal = verify(*sides, timeout_seconds=None) if all(sides) else None
+            # mere noise lies below 1e-99: a zero such as \sin(\pi) evaluated
+            values = [side[0].evalf() for side in sides if getattr(side[0], "is_comparable", False)]
+            if equal and len(values) == 2 and 1e-99 < (size := max(map(abs, values))) < 1e-4:
+                equal = verify(*[value / size for value in values], timeout_seconds=None)
         except Exception:  # whatever an odd answer does to the parser
             equal = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(equal), flush=True)
 
 
