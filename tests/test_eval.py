@@ -1,4 +1,4 @@
-"""Graders, statistics, benchmarks and the report."""
+"""Markers, statistics, benchmarks and the report."""
 
 import gzip
 import itertools
@@ -20,7 +20,7 @@ from eval import bootstrap_interval, count_markers, interval, majority_answer, p
 from renio import UserError, area_under_curve, load_tokenizer
 
 
-# --- graders ----------------------------------------------------------------------------------------------------------
+# --- markers ----------------------------------------------------------------------------------------------------------
 
 def test_markers_are_whole_words_in_any_case():
     assert count_markers("Wait, but maybe. HMM: again and Again") == 6
