@@ -603,7 +603,9 @@ def grade_worker():
     import sys
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
     signal.alarm(60)
+    replies, sys.stdout = sys.stdout, sys.stderr  # no library's print is taken for a reply
     from math_verify import LatexExtractionConfig, parse, verify
 
     signal.alarm(0)
@@ -631,7 +633,7 @@ def grade_worker():
         except Exception:  # whatever an odd answer does to the parser
             equal = None
         signal.setitimer(signal.ITIMER_REAL, 0)
-        print(json.dumps(equal), flush=True)
+        print(json.dumps(equal), file=replies, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
