@@ -2285,8 +2285,8 @@ def check_split(config, devices):
     if config.method == "grpo":
         groups = config.batch_size // config.generations
         need(groups % devices.world == 0,
-             f"--batch_size {config.batch_size}: --generations {config.generations} make {groups} groups, which must be "
-             f"a multiple of the {devices.world} processes")
+             f"--batch_size {config.batch_size}: --generations {config.generations} make {groups} groups, which must "
+             f"be a multiple of the {devices.world} processes")
     if config.variant == "official":
         need(config.batch_size % (config.micro_batch_size * devices.world) == 0,
              f"--batch_size {config.batch_size}: must be a multiple of --micro_batch_size {config.micro_batch_size} x "

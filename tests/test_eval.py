@@ -1,4 +1,4 @@
-"""Graders, statistics, benchmarks and the report."""
+"""Markers, statistics, benchmarks and the report."""
 
 import gzip
 import itertools
@@ -24,52 +24,7 @@ from eval import (
     paired_p_value,
     pass_at_k,
 )
-from renio import UserError, extract_boxed, grade_math, load_tokenizer
-
-# --- graders ----------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize("text, boxed", [
-    (r"so \boxed{5}", "5"),
-    (r"\boxed{1} or rather \boxed{2}", "2"),
-    (r"\boxed{\frac{1}{\sqrt{2}}}.", r"\frac{1}{\sqrt{2}}"),
-    (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
-    (r"\boxed{3} and an open \boxed{4", "3"),
-    (r"\boxed {7}", "7"),
-    (r"<think>\boxed{1}</think> the answer is \boxed{2}", "2"),
-    (r"<think>perhaps \boxed{1}</think> I am done", "1"),
-    (r"perhaps \boxed{1}</think> the answer is \boxed{2}", "2"),
-    (r"\boxed{2} <think>or \boxed{1}", "2"),
-    (r"<think>only \boxed{3", None),
-    (r"\boxed{}", ""),
-    ("no box 5", None),
-])
-def test_the_last_complete_box_outside_thinking_is_the_answer(text, boxed):
-    assert extract_boxed(text) == boxed
-
-
-@pytest.mark.parametrize("answer, gold, equal", [
-    ("5", "5", True), ("5", "6", False), ("5.0", "5", True), ("012", "12", True), ("1,234", "1234", True),
-    ("1 234", "1234", True), ("12 000", "12000", True), ("1,2", "12", False), ("$70$", "70", True), ("70.", "70", True),
-    ("-3", "3", False), ("+3", "3", True), (".5", "0.5", True), (r"\frac{1}{2}", "0.5", True),
-    (r"\dfrac12", r"\frac{1}{2}", True), (r"\frac{2}{4}", r"\frac{1}{2}", True), (r"\frac{1}{3}", "0.5", False),
-    (r"\sqrt{8}", r"2\sqrt{2}", True), (r"2\sqrt{3}", r"3\sqrt{2}", False), ("4.5e33", r"4.5 \times 10^{33}", True),
-    ("4.5e33", "4.5e33", True), ("4.5e33", "4.5e32", False), ("1e3", "1000", True),
-    (r"4.5 \times 10^{33}", "4.5e33", True), ("x^2+2x+1", "(x+1)^2", True), ("x^2+1", "(x+1)^2", False),
-    (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)", True),
-    ("(1,2)", "(2,1)", False), (r"\{1,2\}", r"\{2,1\}", True), ("[0,1]", "(0,1)", False), (r"\pi", "3.14", False),
-    (r"50\%", "50", True), (r"\$5", "5", True), (r"\text{east}", r"\text{east}", True), ("A", "B", False),
-    (r"x=5", "5", True), (r"\infty", "5", False), (r"\frac{\pi}{4}", r"\pi/4", True), ("2^{10}", "1024", True),
-    (r"\binom{5}{2}", "10", True), (r"\log_2 8", "3", True), ("", "5", False), ("(", "5", False), ("}{", "5", False),
-])
-def test_answers_are_compared_as_mathematics(answer, gold, equal):
-    assert grade_math(f"so \\boxed{{{answer}}}", gold) is equal
-
-
-@pytest.mark.parametrize("answer", ["9^{9^{9}}", "(" * 400 + ")" * 400, "9" * 5000, r"\frac{1}{" * 200, "x" * 900,
-                                    "10^{10^{10}}!", "1e999999", "\x00"])
-def test_no_answer_hangs_or_crashes_the_grader(answer):
-    assert grade_math(f"\\boxed{{{answer}}}", "5", timeout=3.0) is False
-    assert grade_math(r"\boxed{\frac{10}{2}}", "5") is True  # and the next one is graded as ever
+from renio import UserError, load_tokenizer
 
 
 def test_markers_are_whole_words_in_any_case():
@@ -163,20 +118,6 @@ def test_scores_of_answers_worked_by_hand():
 
 
 # --- benchmarks -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name, rows", [("aime24", 30), ("aime25", 30), ("hmmt25", 30), ("amc23", 40),
-                                        ("math500", 500), ("minerva", 272), ("gsm8k", 1319)])
-def test_every_gold_answer_of_a_math_benchmark_can_be_read_and_is_itself(shared, name, rows):
-    loaded = renio_eval.load_benchmark(name, shared / "data")
-    assert len(loaded) == rows and all(row["problem"].strip() for row in loaded)
-    unread = []
-    for row in loaded:
-        gold = renio._clean(row["answer"])
-        if renio._plain_number(gold) is None:  # those are compared without the parser
-            if renio._ask_worker(renio._scientific(gold), renio._scientific(gold), 10.0) is not True:
-                unread.append(row["answer"])
-    assert unread == []
 
 
 @pytest.mark.parametrize("name, rows, asked", [
