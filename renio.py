@@ -2041,7 +2041,7 @@ def distillation_records(rollouts, tokens, losses, weights, config):
     records = rollout_records(
         rollouts, loss=losses, weight=weights, renio_weight=renio_weights(tokens, config)[:, 0],
         divergence=tokens.divergence.sum(1), teacher_entropy=tokens.teacher_entropy.sum(1),
-        negative=((tokens.divergence < 0) & tokens.mask).sum(1),
+        negative=(tokens.divergence < 0).sum(1),
         key_tokens=((tokens.log_ratio > config.threshold) & tokens.mask).sum(1))
     if config.save_rollouts:
         for record, log_ratio in zip(records, tokens.log_ratio.tolist(), strict=True):

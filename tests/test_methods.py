@@ -96,6 +96,12 @@ def test_shuffled_weights_are_those_of_the_batch_on_other_samples(config, tokeni
     assert [record["renio_weight"] for record in shuffled] == pytest.approx(weights[0], rel=1e-5)  # what it would have been
 
 
+def test_the_metrics_count_no_padding_as_key_tokens(config, tokenizer, model, batch):
+    _, records = step(config, tokenizer, model, batch, "--threshold=-inf")
+    assert [record["key_tokens"] for record in records] == [len(rollout.completion) for rollout in batch]
+    assert len({record["length"] for record in records}) > 2
+
+
 def shuffled_over_ranks(devices, flags, rollouts, path):
     student, tokenizer = renio.load_student(flags, "cpu")
     teacher = renio.Teacher(flags, student, tokenizer, devices)
