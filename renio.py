@@ -923,17 +923,9 @@ def divergence_chunks(student, teacher, tokens, settings):
         s, t, p = buffers[:, : rows.stop - start]
         write_logits(student_hidden[rows], student_head, temperature, s)
         write_logits(teacher_hidden[rows], teacher_head, temperature, t)
-        if settings.beta == 0 and settings.entry_clip is None:
-            column = forward_kl(s, t, p, tokens[rows])
-            gradient = s
-        else:
-            with torch.enable_grad():
-                leaf = s.detach().requires_grad_()
-                divergence = token_divergence(leaf[None], t[None], settings.beta, 1.0, settings.entry_clip,
-                                              settings.clip_mode)[0]
-                [gradient] = torch.autograd.grad(divergence.sum(), leaf)
-            column = divergence.detach(), token_logprobs(s, tokens[rows], 1.0), *teacher_columns(t, p, tokens[rows])
-        yield rows, column, gradient.div_(temperature)
+        plain = settings.beta == 0 and settings.entry_clip is None
+        column = forward_kl(s, t, p, tokens[rows]) if plain else other_divergence(s, t, p, tokens[rows], settings)
+        yield rows, column, s.div_(temperature)
 
 
 def write_logits(hidden, head, temperature, out):
@@ -961,6 +953,37 @@ def forward_kl(s, t, p, tokens):
     log_normalizer = normalizer.log()
     torch.addcdiv(p.neg_(), s, normalizer[:, None], out=s)
     return log_normalizer - cross - entropy, student_logprob - log_normalizer, teacher_logprob, entropy
+
+
+def other_divergence(s, t, p, tokens, settings):
+    """As `forward_kl`, for every divergence that `token_divergence` has.
+
+    With g_v the derivative of entry v's term with respect to log p_S(v), 0 where the clip holds the term, the gradient
+    with respect to the student's logits is g - p_S sum(g).
+    """
+    s -= s.logsumexp(1, keepdim=True)
+    student_logprob = s.gather(1, tokens[:, None]).squeeze(1)
+    t -= t.logsumexp(1, keepdim=True)
+    teacher_logprob, p_t = t.gather(1, tokens[:, None]).squeeze(1), torch.exp(t, out=p)
+    entropy = -torch.linalg.vecdot(p_t, t)
+    p_s, beta = s.exp(), settings.beta  # s, t: log p_S, log p_T from here on
+    if beta == 0:
+        terms = t.sub_(s).mul_(p_t)
+        g = p_t.neg_()
+    elif beta == 1:
+        terms = s.sub_(t).mul_(p_s)
+        g = torch.add(terms, p_s, out=p)
+    else:
+        log_m = torch.logaddexp(s + math.log(1 - beta), t + math.log(beta))
+        g = s.sub_(log_m).mul_(p_s).mul_(1 - beta)  # what the mixture adds cancels
+        terms = t.sub_(log_m).mul_(p_t).mul_(beta).add_(g)
+    if settings.entry_clip is not None:
+        low = 0.0 if settings.clip_mode == "official" else -math.inf
+        g.masked_fill_((terms < low) | (terms > settings.entry_clip), 0.0)
+        terms.clamp_(low, settings.entry_clip)
+    divergence = terms.sum(1)
+    torch.addcmul(g, p_s, g.sum(1, keepdim=True), value=-1, out=s)
+    return divergence, student_logprob, teacher_logprob, entropy
 
 
 def teacher_columns(t, p, tokens):
