@@ -253,10 +253,7 @@ REAL_ANSWERS = [  # task, program, whether it passes; {own} stands for the row's
     ("HumanEval/4", MEAN_DEVIATION.format("math.nextafter") + ", 9)", True),
     ("HumanEval/4", MEAN_DEVIATION.format("1e-4 +") + ")", False),
     ("HumanEval/32", "def f(xs): return [[]]", False),
-    ("HumanEval/32", "import numpy as np\ndef f(xs):\n    slope = [i * x for i, x in enumerate(xs)][1:]\n"
-     "    roots = [r.real for r in np.roots(xs[::-1])] or [0.0]\n    for _ in range(20):\n"
-     "        roots += [r - poly(xs, r) / (poly(slope, r) or 1) for r in roots[-9:]]\n"
-     "    return min(roots, key=lambda r: abs(poly(xs, r)))", True),
+    ("HumanEval/32", "{own}\ndef f(xs): return own(xs)", True),
     (558, "def f(a, b): return sum(abs(int(x) - int(y)) for x, y in zip(f'{a:099}', f'{b:099}'))", True),
     (581, "def f(b, h): return round(b * b + 2 * b * ((b / 2) ** 2 + h * h) ** 0.5)", True),
     (581, "def f(b, h): return b * b + 2 * b * h + 1", False)]
@@ -266,8 +263,8 @@ REAL_ANSWERS = [  # task, program, whether it passes; {own} stands for the row's
 def test_real_answers_get_evalpluss_verdicts(shared, task, program, right):
     [row] = [row for row in all_rows(shared, "humaneval+" if "/" in str(task) else "mbpp+") if row["task_id"] == task]
     [name] = renio_eval.tested_functions(row)
-    program = program.replace("{own}", re.sub(rf"\b{name}\b", "own", row.get("code", "")))
-    assert grade_code(row, fenced("import math\n" + re.sub(r"\bf\(", f"{name}(", program, count=1))).passed is right
+    program = program.replace("{own}", re.sub(rf"\b{name}\b", "own", solution(row)))
+    assert grade_code(row, fenced("import math\n" + program.replace("def f(", f"def {name}("))).passed is right
 
 
 def test_a_row_without_inputs_is_refused(tmp_path):
