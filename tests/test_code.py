@@ -1,6 +1,6 @@
 """The code grader: what evalplus passes passes, however it is written down, and hostile programs do no harm.
 
-    CODE_ROWS=all python -m pytest tests/test_code.py       # every row of both sets (20 minutes), not each twelfth
+    CODE_ROWS=all python -m pytest tests/test_code.py       # every row of both sets (9 minutes), not each twelfth
 """
 
 import ast
