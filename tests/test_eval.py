@@ -362,7 +362,10 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, 
 
 def test_code_answers_are_scored_by_their_tests(tmp_path, micro_model, monkeypatch):
     rows = [dict(task_id="own/0", entry_point="f", prompt="def f(x):\n    '''Itself.'''\n",
-                 canonical_solution="    return x\n", test="def check(candidate):\n    assert candidate(3) == 3\n")] * 2
+                 canonical_solution="    return x\n", test=(
+                     "def check(candidate):\n    inputs = [[3]]\n    results = [3]\n"
+                     "    for i, (inp, exp) in enumerate(zip(inputs, results)):\n"
+                     "        assertion(candidate(*inp), exp, 0)\n"))] * 2
     with gzip.open(tmp_path / renio_eval.BENCHMARKS["humaneval+"].file, "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     monkeypatch.setattr(PreTrainedTokenizerBase, "decode", lambda *_, **__: "```python\ndef f(x):\n    return x\n```")
