@@ -9,7 +9,6 @@
 """
 
 import argparse
-import functools
 import json
 import os
 import resource
@@ -74,7 +73,8 @@ def one_loss(kind, n, width, beta, train_head, threads, repeats):
 
 
 def bench_loss(args):
-    print(f"{'N':>5} {'D':>4} {'beta':>4} {'head':>6}   {'plain':>7}  {'fused':>7}  ratio    {'plain':>6}  {'fused':>6}  ratio")
+    print(f"{'N':>5} {'D':>4} {'beta':>4} {'head':>6}   {'plain':>7}  {'fused':>7}  ratio"
+          f"    {'plain':>6}  {'fused':>6}  ratio")
     for n, width, beta, head in ((1024, 256, 0.0, 0), (1024, 512, 0.0, 0), (1024, 256, 0.5, 0), (1024, 256, 1.0, 0),
                                  (1024, 256, 0.0, 1), (4096, 256, 0.0, 0)):
         words = n, width, beta, head, args.threads, args.repeats
@@ -84,8 +84,9 @@ def bench_loss(args):
             print(f"{line}            {fused['seconds']:6.2f} s                   {fused['gb']:5.2f} GB")
             continue
         plain = in_own_process("one_loss", "plain", *words)
-        print(f"{line}   {plain['seconds']:5.2f} s  {fused['seconds']:5.2f} s  {fused['seconds'] / plain['seconds']:.2f}"
-              f"   {plain['gb']:5.2f}  {fused['gb']:5.2f} GB  {fused['gb'] / plain['gb']:.2f}", flush=True)
+        print(f"{line}   {plain['seconds']:5.2f} s  {fused['seconds']:5.2f} s  "
+              f"{fused['seconds'] / plain['seconds']:.2f}   {plain['gb']:5.2f}  {fused['gb']:5.2f} GB  "
+              f"{fused['gb'] / plain['gb']:.2f}", flush=True)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------
@@ -105,20 +106,20 @@ def bench_step(args):
         student, tokenizer = renio.load_student(config, "cpu")
         teacher = renio.Teacher(config, student, tokenizer, renio.Devices("cpu"))
         examples = renio.load_examples(config, tokenizer, tokenizer, config.batch_size)[0]
-        optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=0.0)
-        return config, student, teacher, tokenizer, examples, optimizer
+        sampler = renio.RolloutSampler(config, student, tokenizer, examples, renio.Devices("cpu"))
+        sampler.eos_ids = [-1]  # no answer ends, so that every step samples the same number of tokens
+        optimizer = torch.optim.AdamW(renio.trained_parameters(student), lr=0.0)
+        return config, student, teacher, sampler, examples, optimizer
 
-    def step(config, student, teacher, tokenizer, examples, optimizer):
+    def step(config, student, teacher, sampler, examples, optimizer):
         devices, watch = renio.Devices("cpu"), renio.Stopwatch("cpu")
-        eos_ids = [-1]  # no answer ends, so that every step samples the same number of tokens
-        sampler = functools.partial(renio.sample, student)
-        batch, completions, _ = renio.draw_rollouts(sampler, tokenizer, examples, 0, eos_ids, config, devices)
-        watch.lap("rollout")
-        renio.distillation_step(student, teacher, batch, completions, eos_ids, config, devices, watch)
+        with sampler.of_present_student(watch):
+            rollouts, _ = renio.draw_rollouts(sampler, examples, 0, config, devices)
+        renio.distillation_step(student, teacher, rollouts, config, devices, watch)
         optimizer.step()
         optimizer.zero_grad()
         watch.lap("optimizer")
-        return watch.seconds, completions
+        return watch.seconds, [rollout.completion for rollout in rollouts]
 
     def floor(config, student, teacher, examples, completions):
         """Seconds of the models' own work: decoding forwards, teacher forward, student forward and backward."""
@@ -127,8 +128,8 @@ def bench_step(args):
         took = {}
         start = time.perf_counter()
         with torch.inference_mode():
-            cache, positions, next_ids = None, (mask.cumsum(1) - 1).clamp(min=0), ids
-            for t in range(config.prefix_tokens):
+            cache, positions, next_ids = None, renio.positions_of(mask), ids
+            for _ in range(config.prefix_tokens):
                 out = student(input_ids=next_ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
                               use_cache=True, logits_to_keep=1)
                 cache, next_ids = out.past_key_values, ids[:, :1]
@@ -163,8 +164,8 @@ def bench_step(args):
                 measured[name].append(took)
                 floors[name].append(bottom)
     count = sum(p.numel() for p in runs["ReNIO"][1].parameters())
-    print(f"{args.model}: {count:,} weights, batch {args.batch_size}, {args.prefix_tokens} tokens, {args.threads} threads, "
-          f"fastest of {args.repeats}")
+    print(f"{args.model}: {count:,} weights, batch {args.batch_size}, {args.prefix_tokens} tokens, {args.threads} "
+          f"threads, fastest of {args.repeats}")
     for name in runs:
         took, bottom = best(measured[name]), best(floors[name])
         total, least = sum(took.values()), sum(bottom.values())
@@ -183,15 +184,15 @@ def bench_devices(args):
     for name, processes, more in (("one process", 1, []), ("two", 2, []), ("two, --fsdp", 2, ["--fsdp"])):
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(
-                [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "renio.py", "--method",
-                 "opsd", "--model", args.model, "--batch_size", str(args.batch_size), "--prefix_tokens",
+                [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "renio.py",
+                 "--method", "opsd", "--model", args.model, "--batch_size", str(args.batch_size), "--prefix_tokens",
                  str(args.prefix_tokens), "--max_steps", str(4 * args.repeats), "--save_steps", "0", "--output_dir",
                  f"{folder}/run", *more, *(args.flags or [])], cwd=ROOT, check=True, capture_output=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1"})
             rows = [json.loads(line) for line in open(f"{folder}/run/metrics.jsonl")]
         medians[name] = statistics.median(row["seconds"] for row in rows[1:])
-        print(f"{name}: median {medians[name]:.3f} s a step of {len(rows) - 1}, {rows[-1]['peak_memory_gb']:.2f} GB a process, "
-              f"{medians[name] / medians['one process']:.2f} of one process", flush=True)
+        print(f"{name}: median {medians[name]:.3f} s a step of {len(rows) - 1}, {rows[-1]['peak_memory_gb']:.2f} GB a "
+              f"process, {medians[name] / medians['one process']:.2f} of one process", flush=True)
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -202,15 +203,16 @@ def bench_sample(args):
     import renio
 
     torch.set_num_threads(args.threads)
-    config = renio.parse_config(["--output_dir", "unused", "--method", "opsd", "--model", args.model, *(args.flags or [])])
+    config = renio.parse_config(["--output_dir", "unused", "--method", "opsd", "--model", args.model,
+                                 *(args.flags or [])])
     model, tokenizer = renio.load_student(config, "cpu")
     examples = renio.load_examples(config, tokenizer, tokenizer, args.batch_size)[0]
     prompts = [example.student_prompt for example in examples]
     ids, mask = renio.pad(prompts, "left")
     n = args.prefix_tokens
     ways = {"generate": lambda: model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, do_sample=True, top_k=0, top_p=1.0,
-                temperature=1.0, pad_token_id=tokenizer.pad_token_id),
+                input_ids=ids, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, do_sample=True, top_k=0,
+                top_p=1.0, temperature=1.0, pad_token_id=tokenizer.pad_token_id),
             "sample": lambda: renio.sample(model, prompts, n, [-1])}
     took = {name: [] for name in ways}
     model.eval()
@@ -220,8 +222,8 @@ def bench_sample(args):
             way()
             took[name] += [time.perf_counter() - start] if repeat else []
     best = {name: min(times) for name, times in took.items()}
-    print(f"{args.model}, batch {args.batch_size}, {n} tokens, {args.threads} threads: generate {best['generate']:.2f} s, "
-          f"sample {best['sample']:.2f} s, {best['sample'] / best['generate']:.2f} of it")
+    print(f"{args.model}, batch {args.batch_size}, {n} tokens, {args.threads} threads: generate "
+          f"{best['generate']:.2f} s, sample {best['sample']:.2f} s, {best['sample'] / best['generate']:.2f} of it")
 
 
 # --- the import -------------------------------------------------------------------------------------------------------
@@ -230,7 +232,8 @@ def bench_import(args):
     def run(code):
         return subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
-    base = "import torch, transformers; from transformers import HfArgumentParser, Qwen3Config, Qwen3ForCausalLM"
+    base = ("import torch; from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, "
+            "Qwen3Config, Qwen3ForCausalLM")
     ours, theirs = seconds(lambda: run("import renio"), args.repeats), seconds(lambda: run(base), args.repeats)
     print(f"import renio {ours:.2f} s, torch and what renio uses of transformers {theirs:.2f} s: {ours / theirs:.2f}")
 

@@ -3,11 +3,13 @@
     python -m venv trl-env && trl-env/bin/pip install torch==2.13.0 transformers==5.19.0 trl==1.16
     python tests/bench_trl.py --trl_python trl-env/bin/python --tokenizer Qwen/Qwen3-0.6B
 
-The job: random models of the Qwen3 architecture with a vocabulary of 151,936, student 256 wide and teacher 512, 4 layers
-each, batch 4, 64 new tokens, forward KL, float32, all weights trained, on the CPU. TRL is no dependency of the project.
+The job: random models of the Qwen3 architecture with a vocabulary of 151,936, student 256 wide and teacher 512, 4
+layers each, batch 4, 64 new tokens, forward KL, float32, all weights trained, on the CPU. TRL is no dependency of the
+project.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -71,7 +73,7 @@ def run_trl(folder, turn):
     Clock.ends[:] = [time.perf_counter()]
     trainer.train()
     lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
-    return [end - start for start, end in zip(Clock.ends, Clock.ends[1:])], lengths
+    return [end - start for start, end in itertools.pairwise(Clock.ends)], lengths
 
 
 def main():

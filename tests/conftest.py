@@ -60,8 +60,9 @@ def examples_of(config, tokenizer, n):
 
 def rollouts_of(examples, completions, eos_ids=(1,), right=None):
     """Rollouts of the examples with these completions, and with the verdicts where they are given."""
+    right = right or [None] * len(examples)
     return [renio.Rollout(example, completion, completion[-1] not in eos_ids, verdict)
-            for example, completion, verdict in zip(examples, completions, right or [None] * len(examples), strict=True)]
+            for example, completion, verdict in zip(examples, completions, right, strict=True)]
 
 
 def distilled(student, teacher, rollouts, config):
@@ -73,7 +74,7 @@ def completion_logits(model, prompts, completions):
     """Logits (B, T, V) on the completions, their ids (B, T) and mask (B, T), by a plain forward of each row alone."""
     ids, mask = renio.pad(completions, "right")
     rows = []
-    for prompt, completion in zip(prompts, completions):
+    for prompt, completion in zip(prompts, completions, strict=True):
         logits = model(input_ids=torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
         rows.append(torch.nn.functional.pad(logits, (0, 0, 0, ids.shape[1] - len(completion))))
     return torch.stack(rows), ids, mask

@@ -62,7 +62,10 @@ def rows(folder):
 
 
 def kill_at(words, folder, step, delay):
-    """Start, wait for `step` rows of metrics and `delay` seconds more, then kill every process of it; False if it ended."""
+    """Start, wait for `step` rows of metrics and `delay` seconds more, then kill every process of it.
+
+    Returns False where it had ended by itself.
+    """
     process = start(words)
     while rows(folder) < step and process.poll() is None:
         time.sleep(0.002)
@@ -110,8 +113,8 @@ def main():
     rng, total = random.Random(args.seed), 0
     with tempfile.TemporaryDirectory() as top:
         top = Path(top)
-        finish([sys.executable, str(ROOT / "renio.py"), "--method", "sft", "--max_steps", "60", "--schedule_steps", "60",
-                "--save_steps", "0", "--output_dir", str(top / "base")])
+        finish([sys.executable, str(ROOT / "renio.py"), "--method", "sft", "--max_steps", "60", "--schedule_steps",
+                "60", "--save_steps", "0", "--output_dir", str(top / "base")])
         base = top / "base" / "final"
         for kind in args.kinds:
             finish(command(kind, base, top / kind))

@@ -41,9 +41,10 @@ def main():
         memory, seconds = [1000 * row["peak_memory_gb"] for row in late], [row["seconds"] for row in late]
         for name, values, unit in (("peak resident memory", memory, "MB"), ("time", seconds, "s")):
             rise, half = slope(values)
-            print(f"{name}: {np.mean(values):.3f} {unit} on average, slope {1000 * rise:+.4f} ± {1000 * half:.4f} {unit} in "
-                  f"1,000 steps")
-        print(f"updates skipped: {sum(row['skipped'] for row in rows)}; gradient norm of the last: {rows[-1]['grad_norm']:.3g}")
+            print(f"{name}: {np.mean(values):.3f} {unit} on average, slope {1000 * rise:+.4f} ± {1000 * half:.4f} "
+                  f"{unit} in 1,000 steps")
+        print(f"updates skipped: {sum(row['skipped'] for row in rows)}; gradient norm of the last: "
+              f"{rows[-1]['grad_norm']:.3g}")
         for path in sorted(run.iterdir()):
             size = sum(p.stat().st_size for p in path.rglob("*")) if path.is_dir() else path.stat().st_size
             print(f"{path.name}: {size / 1e6:.2f} MB")

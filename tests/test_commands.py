@@ -65,7 +65,8 @@ def test_renio_trains_alone_in_a_folder(tmp_path):
     for more in (["--method", "sft", "--schedule_steps", "1", "--output_dir", "base"],
                  ["--method", "opsd", "--weighting", "renio", "--model", "base/final", "--output_dir", "opsd"],
                  ["--method", "grpo", "--generations", "2", "--model", "base/final", "--output_dir", "grpo"]):
-        done = subprocess.run([*words, *more], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+        done = subprocess.run([*words, *more], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                              env=ENVIRONMENT)
         assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "opsd")) == 1 and (tmp_path / "grpo" / "final").exists()
 
@@ -179,7 +180,8 @@ def test_matched_arms_train_on_the_same_problems_and_differ_in_correctness_alone
 
 
 def test_matched_arms_that_starve_say_so(tmp_path, config):
-    with pytest.raises(ProcessRaisedException, match="0 of 4 problems had a right and a wrong rollout .*raise --max_draws"):
+    message = "0 of 4 problems had a right and a wrong rollout .*raise --max_draws"
+    with pytest.raises(ProcessRaisedException, match=message):
         in_processes(3, tmp_path, matched, tmp_path / "run", "--max_draws", "1", "--max_problems", "2")
 
 

@@ -48,7 +48,8 @@ def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, se
     process.send_signal(sent)
     said, _ = process.communicate()
     steps = len(rows_of(tmp_path / "stopped"))
-    assert process.returncode == 1 and f"stopped after step {steps} of 300; the same command with --resume goes on" in said
+    assert process.returncode == 1
+    assert f"stopped after step {steps} of 300; the same command with --resume goes on" in said
     assert (tmp_path / "stopped" / f"checkpoint-{steps}" / "trainer_state.pt").exists()
     assert f"going on after step {steps}" in start_and_stop(words)
 
@@ -68,7 +69,8 @@ def start_and_stop(words):
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 def trained(config, *words):
-    flags = config("--method", "sft", "--max_steps", 6, "--save_steps", 2, "--batch_size", 4, "--schedule_steps", 6, *words)
+    flags = config("--method", "sft", "--max_steps", 6, "--save_steps", 2, "--batch_size", 4, "--schedule_steps", 6,
+                   *words)
     renio.train(flags, renio.Devices("cpu"))
     return flags
 
@@ -105,7 +107,8 @@ def test_two_runs_in_one_folder_at_once_are_refused(config, tmp_path):
 
 
 def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(tmp_path, micro_model):
-    words = [*command("sft", micro_model, tmp_path / "run"), "--max_steps", "4", "--save_steps", "2", "--schedule_steps", "4"]
+    words = [*command("sft", micro_model, tmp_path / "run"), "--max_steps", "4", "--save_steps", "2",
+             "--schedule_steps", "4"]
     finish(words)
     last = renio.newest_checkpoint(tmp_path / "run")
     less = [*words, "--max_steps", "4"]
@@ -198,7 +201,8 @@ GOOD = {"problem": "1 + 1?", "solution": r"\boxed{2}", "answer": "2"}
     (b'{"problem": "x", "solution": "y"}\n\n{oops}', "line 3: not JSON"),
     ("{}".encode("utf-16"), "not UTF-8 text at byte 0"),
     (b"[1, 2]", "row 1: expected columns, found list"),
-    (b'{"quiz": "1 + 1?", "solution": "2"}', r"row 1: no text in a column problem \(or question, prompt\); its columns are quiz"),
+    (b'{"quiz": "1 + 1?", "solution": "2"}',
+     r"row 1: no text in a column problem \(or question, prompt\); its columns are quiz"),
     (b'{"problem": null, "solution": "2"}', "row 1: no text in a column problem"),
     (b'{"problem": "1 + 1?", "solution": ""}', "row 1: no text in a column solution"),
     (b'{"problem": "1 + 1?", "solution": null}', "row 1: no text in a column solution"),
@@ -213,15 +217,16 @@ def test_bad_data_is_named_by_file_and_line(tmp_path, content, message):
 
 def train_on(tmp_path, rows, model, *words):
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    renio.main(["--method", "opsd", "--model", str(model), "--dataset", str(tmp_path / "data.jsonl"), "--max_steps", "2",
-                "--batch_size", "4", "--prefix_tokens", "4", "--save_steps", "0", "--output_dir", str(tmp_path / "run"),
-                *map(str, words)])
+    renio.main(["--method", "opsd", "--model", str(model), "--dataset", str(tmp_path / "data.jsonl"),
+                "--max_steps", "2", "--batch_size", "4", "--prefix_tokens", "4", "--save_steps", "0",
+                "--output_dir", str(tmp_path / "run"), *map(str, words)])
     return rows_of(tmp_path / "run")
 
 
 def test_odd_but_usable_rows_train(tmp_path, micro_model, capsys):
     """A single row, one twice, one of a megabyte, and answers that no grader can read."""
-    odd = [GOOD, GOOD, dict(GOOD, problem="1 +8 " * 200_000), dict(GOOD, answer="{{{"), dict(GOOD, answer=None, solution="so")]
+    odd = [GOOD, GOOD, dict(GOOD, problem="1 +8 " * 200_000), dict(GOOD, answer="{{{"),
+           dict(GOOD, answer=None, solution="so")]
     assert len(train_on(tmp_path, odd, micro_model)) == 2
     assert "problems skipped as longer than 256 tokens" in capsys.readouterr().out
     (tmp_path / "single").mkdir()
@@ -234,8 +239,8 @@ def test_data_of_long_problems_only_is_refused(tmp_path, micro_model):
 
 
 @pytest.mark.parametrize("lost, message", [
-    ("config.json", "no (model|tokenizer) in"), ("model.safetensors", "no model in"), ("tokenizer.json", "no tokenizer in"),
-    ("chat_template.jinja", "has no chat template")])
+    ("config.json", "no (model|tokenizer) in"), ("model.safetensors", "no model in"),
+    ("tokenizer.json", "no tokenizer in"), ("chat_template.jinja", "has no chat template")])
 def test_a_model_folder_that_lacks_a_file_is_named(tmp_path, tokenizer, lost, message):
     renio.init_model("init:micro", tokenizer, seed=1).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
@@ -285,8 +290,8 @@ def test_any_value_of_a_numeric_flag_is_taken_or_refused_in_one_line(name, value
         assert taken is None or taken == taken
 
 
-@given(name=st.sampled_from(["n", "limit", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size", "vllm_memory",
-                             "seed", "train_seed"]),
+@given(name=st.sampled_from(["n", "limit", "temperature", "top_p", "top_k", "max_new_tokens", "batch_size",
+                             "vllm_memory", "seed", "train_seed"]),
        value=st.one_of(st.integers(), st.floats(), st.sampled_from(["", "x", "1e400"])))
 @settings(max_examples=200, deadline=None)
 def test_any_value_of_a_numeric_flag_of_the_evaluation_is_taken_or_refused_in_one_line(name, value):
@@ -298,9 +303,9 @@ def test_any_value_of_a_numeric_flag_of_the_evaluation_is_taken_or_refused_in_on
         assert 0 <= getattr(args, name) < 2**31
 
 
+COLUMNS = st.sampled_from(["problem", "question", "solution", "answer", "Answer", "domain", "x"])
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner:
-                    st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
-                        ["problem", "question", "solution", "answer", "Answer", "domain", "x"]), inner, max_size=5), max_leaves=8)
+                    st.lists(inner, max_size=3) | st.dictionaries(COLUMNS, inner, max_size=5), max_leaves=8)
 ROW = st.fixed_dictionaries(dict(problem=st.text(min_size=1)), optional=dict.fromkeys(
     ["solution", "answer", "Answer", "domain", "deepseek_solution"], st.none() | st.text() | st.integers() | JSON))
 
@@ -324,8 +329,8 @@ def test_any_data_is_read_or_refused_in_one_line(tmp_path, rows, need_solution, 
 # --- what leaves the process ------------------------------------------------------------------------------------------
 
 def test_nothing_of_the_environment_is_written(tmp_path, micro_model):
-    words = [sys.executable, ROOT / "renio.py", "--method", "opsd", "--model", micro_model, "--max_steps", 1, "--batch_size", 2,
-             "--save_steps", 1, "--save_rollouts", "True", "--output_dir", tmp_path / "run"]
+    words = [sys.executable, ROOT / "renio.py", "--method", "opsd", "--model", micro_model, "--max_steps", 1,
+             "--batch_size", 2, "--save_steps", 1, "--save_rollouts", "True", "--output_dir", tmp_path / "run"]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True,
                           env=dict(os.environ, HF_TOKEN="hf_secret_of_mine", MY_KEY="secret_of_mine"))
     texts = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]

@@ -25,7 +25,7 @@ def test_every_golden_case_agrees_in_values_and_gradients(shared):
     cases = json.loads(file["meta"].item())
     assert len(cases) == 24
     for i, case in enumerate(cases):
-        def golden(name):
+        def golden(name, i=i):
             return torch.tensor(file[f"{i}/{name}"])
 
         def close(ours, theirs):
@@ -131,9 +131,10 @@ def test_the_fused_divergence_has_the_values_and_gradients_of_the_plain_one(sett
 
     heads = ((head, bias), (teacher_head, teacher_bias)) if biases else (head, teacher_head)
     fused = fused_divergence(hidden, teacher_hidden, *heads, tokens, **settings, chunk=chunk)
-    for ours, theirs in zip(fused, expected):
+    for ours, theirs in zip(fused, expected, strict=True):
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-10, atol=1e-12, check_stride=False)
-    for ours, theirs in zip(torch.autograd.grad(fused.divergence @ factors, trained), expected_gradients):
+    gradients = torch.autograd.grad(fused.divergence @ factors, trained)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -202,7 +203,8 @@ def test_the_released_weight_clips_first_selects_with_equality_and_caps_at_ten()
     tempered = official_sample_weights(*many, threshold=0.8, clip_max=9.0, weight_temperature=4.5, norm="none")
     assert tempered[0].item() == pytest.approx(math.exp(2.0))
     clamped = official_sample_weights(*many, threshold=0.8, clip_max=9.0, norm="clamp")
-    assert clamped[0].item() == pytest.approx(10 / (40 / 31))  # clamped to 10, then divided by the mean of it and 30 ones
+    # clamped to 10, then divided by the mean of it and 30 ones
+    assert clamped[0].item() == pytest.approx(10 / (40 / 31))
 
 
 def test_no_key_token_gives_weight_one():

@@ -38,7 +38,7 @@ def columns(student, teacher, mask, right):
 def test_each_weighting_gives_the_weights_worked_by_hand(name, expected):
     weigh, _ = renio.WEIGHTINGS[name]
     weights = weigh(columns(STUDENT, TEACHER, MASK, [None, False]), SETTINGS)
-    for row, numbers in zip(weights.tolist(), expected):
+    for row, numbers in zip(weights.tolist(), expected, strict=True):
         assert row[: len(numbers)] == pytest.approx(numbers, rel=1e-6)
 
 
@@ -93,7 +93,8 @@ def test_shuffled_weights_are_those_of_the_batch_on_other_samples(config, tokeni
     weights = [[record["weight"] for record in records] for records in (plain, shuffled)]
     assert sorted(weights[0]) == pytest.approx(sorted(weights[1]), rel=1e-5)
     assert weights[0] != pytest.approx(weights[1], rel=1e-3)
-    assert [record["renio_weight"] for record in shuffled] == pytest.approx(weights[0], rel=1e-5)  # what it would have been
+    # each record still says what its weight would have been
+    assert [record["renio_weight"] for record in shuffled] == pytest.approx(weights[0], rel=1e-5)
 
 
 def test_the_metrics_count_no_padding_as_key_tokens(config, tokenizer, model, batch):
@@ -115,7 +116,7 @@ def shuffled_over_ranks(devices, flags, rollouts, path):
 def test_weights_are_shuffled_over_all_ranks(tmp_path, config, batch, micro_model):
     flags = config("--method", "opsd", "--threshold", 0.01, "--weighting", "renio_shuffled", "--model", micro_model)
     in_processes(2, tmp_path, shuffled_over_ranks, flags, batch, tmp_path / "weights.pt")
-    own, used = zip(*torch.load(tmp_path / "weights.pt"))
+    own, used = zip(*torch.load(tmp_path / "weights.pt"), strict=True)
     assert sorted(own) == pytest.approx(sorted(used), rel=1e-5)
     assert sorted(own[:4]) != pytest.approx(sorted(used[:4]), rel=1e-3)
 
@@ -144,13 +145,12 @@ def test_the_first_update_follows_the_policy_gradient(config, tokenizer, model):
     examples = [e for e in examples_of(flags, tokenizer, 2) for _ in range(4)]
     completions = sample(model, [e.student_prompt for e in examples], 14, list(range(20, 30)), seed=2)
     verdicts = [True, False, None, True, False, False, True, False]
-    old = []
-    total, records = renio.grpo_step(model, rollouts_of(examples, completions, right=verdicts), old, flags, Devices("cpu"),
-                                     renio.Stopwatch("cpu"))
+    rollouts, old = rollouts_of(examples, completions, right=verdicts), []
+    total, records = renio.grpo_step(model, rollouts, old, flags, Devices("cpu"), renio.Stopwatch("cpu"))
     ours = torch.cat([p.grad.flatten() for p in model.parameters()]) / total
     model.zero_grad()
     advantages = renio.grpo_advantages([1, 0, 0, 1, 0, 0, 1, 0], 4)
-    for example, completion, advantage in zip(examples, completions, advantages):
+    for example, completion, advantage in zip(examples, completions, advantages, strict=True):
         ids = torch.tensor([example.student_prompt + completion])
         logprobs = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[-len(completion):]
         (-advantage * logprobs.mean() / 8).backward()
