@@ -158,19 +158,55 @@ def evaluate(args, step=None):
 
 
 def evaluate_checkpoints(args):
-    """Score every checkpoint-N of the run args.checkpoints, each into its own eval.json; those that have one stay."""
+    """Score every checkpoint-N of the run args.checkpoints, each into its own eval.json.
+
+    One that has an eval.json made with the same flags and weights stays as it is.
+    """
     folders = renio.checkpoints(Path(args.checkpoints))
     if not folders:
         raise renio.UserError(f"--checkpoints {args.checkpoints}: no checkpoint-N in it")
     for folder in reversed(folders):
-        if (folder / "eval.json").exists():
-            continue
         weights = "adapter" if (folder / "adapter_config.json").exists() else "model"
         if weights == "adapter" and not args.model:
             raise renio.UserError(f"--checkpoints {args.checkpoints}: these are adapters; name their --model")
-        own = vars(args) | {"output": folder / "eval.json", "checkpoints": None, weights: str(folder)}
-        evaluate(argparse.Namespace(**own), renio.step_of(folder))
+        own = argparse.Namespace(**vars(args) | {"output": folder / "eval.json", "checkpoints": None,
+                                                 weights: str(folder)})
+        if own.output.exists():
+            changed = changed_settings(own)
+            if not changed:
+                continue
+            print(f"{own.output}: made with other {', '.join(changed)}; scored anew")
+        evaluate(own, renio.step_of(folder))
         renio.VllmSampler.close()
+
+
+NO_SETTINGS = ("output", "device", "data_dir", "vllm_memory")  # flags that change no score
+
+
+def weights_of(args):
+    """Checksum of the weights that the flags name, of the model and of the adapter; None for what is in no folder."""
+    return {flag: folder and weights_checksum(Path(folder)) for flag, folder in
+            (("model", args.model), ("adapter", args.adapter))}
+
+
+def weights_checksum(folder):
+    """Names the weights in a folder by its safetensors files; None where there are none, as for a model of the hub."""
+    try:
+        recorded = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))  # renio.py's, of each file
+    except (OSError, ValueError):
+        recorded = {}
+    files = sorted(folder.glob("*.safetensors"))
+    checksums = [recorded.get(file.name) or renio.file_checksum(file) for file in files]
+    return hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:16] if files else None
+
+
+def changed_settings(args):
+    """Names of the flags, and "weights", by which args.output was made otherwise than `args` would make it."""
+    old, weights = read_scored(args.output).settings, weights_of(args)
+    # a batch is made smaller where memory asks for it; weights that have a checksum may lie anywhere
+    unchecked = {*NO_SETTINGS, "batch_size", "adapter", *(["model"] if weights["model"] else [])}
+    now = {flag: value for flag, value in vars(args).items() if flag not in unchecked} | dict(weights=weights)
+    return [name for name, value in now.items() if old.get(name) != value]
 
 
 class Evaluation:
@@ -196,9 +232,9 @@ class Evaluation:
         longest = max(len(prompt) for prompts in self.prompts.values() for prompt in prompts) + args.max_new_tokens
         self.sampler, self.batch_size, model = load_sampler(args, longest)
         self.eos_ids = renio.end_ids(model, self.tokenizer)
-        where = ("output", "device", "data_dir", "vllm_memory")  # which change no score
-        self.settings = {k: v for k, v in vars(args).items() if k not in where} | dict(
+        self.settings = {k: v for k, v in vars(args).items() if k not in NO_SETTINGS} | dict(
             batch_size=self.batch_size,
+            weights=weights_of(args),
             checksums={name: checksum(rows) for name, rows in self.rows.items()},
             sources={name: f"{BENCHMARKS[name].hub_name or name} ({BENCHMARKS[name].licence})" for name in self.rows},
             prompts={name: self.tokenizer.decode(prompts[0]) for name, prompts in self.prompts.items()},

@@ -453,6 +453,39 @@ def test_every_checkpoint_of_a_run_is_scored_once(tmp_path, micro_model, capsys)
         renio_eval.main(["--checkpoints", str(tmp_path)])
 
 
+def test_a_checkpoint_is_scored_anew_only_for_other_flags_or_weights(tmp_path, micro_model, model, capsys):
+    folder = tmp_path / "run" / "checkpoint-2"
+    shutil.copytree(micro_model, folder)
+    words = ["--checkpoints", str(tmp_path / "run"), "--limit", "2", "--max_new_tokens", "3", "--label", "x"]
+
+    def said(*more):
+        renio_eval.main([*words, *more])
+        return capsys.readouterr().out
+
+    def weights():
+        return json.loads((folder / "eval.json").read_text())["settings"]["weights"]
+
+    assert "scored anew" not in said("--n", "1")
+    before = weights()
+    assert before["adapter"] is None and len(before["model"]) == 16
+    moved = shutil.move(tmp_path / "run", tmp_path / "moved")
+    words[1] = str(moved)
+    folder = tmp_path / "moved" / "checkpoint-2"
+    assert said("--n", "1", "--batch_size", "3") == ""  # neither its place nor the batch changes what is scored
+    assert f"{folder / 'eval.json'}: made with other n; scored anew\n" in said("--n", "2")
+    assert said("--n", "2") == ""
+    model.save_pretrained(folder)
+    assert "made with other weights; scored anew" in said("--n", "2")
+    assert weights()["model"] != before["model"] and said("--n", "2") == ""
+    # the checksums that renio.py left are taken as they are
+    (folder / "checksums.json").write_text(json.dumps({"model.safetensors": "of the run"}))
+    assert "made with other weights" in said("--n", "2")
+
+
+def test_a_model_of_the_hub_has_no_checksum(tmp_path):
+    assert renio_eval.weights_checksum(tmp_path / "org" / "name") is None
+
+
 @pytest.mark.parametrize("words, label", [
     ("--model runs/opd/final", "opd"), ("--model org/name", "name"), ("--model org/name --adapter runs/opd+renio/final",
                                                                       "opd+renio"), ("--model x --label mine", "mine")])
