@@ -5,6 +5,7 @@
     python eval.py --model DIR_OR_NAME --benchmarks gsm8k humaneval+ --data_dir DATA --limit 8 --output scores.json
     python eval.py --checkpoints runs/opd+renio --model DIR_OR_NAME   # every checkpoint-N, its scores in its eval.json
     python eval.py compare A.json B.json      # paired difference of B over A, its interval and p-value
+    python eval.py compare A0.json A1.json A2.json vs B0.json B1.json B2.json      # the same over training seeds
     python eval.py report results/micro       # every eval.json below it -> results/micro/report.md and its figures
 
 Read top to bottom: benchmarks; the evaluation (prompts, sampling, grading, scores); the grader of code with its judge
@@ -38,7 +39,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,19 +159,55 @@ def evaluate(args, step=None):
 
 
 def evaluate_checkpoints(args):
-    """Score every checkpoint-N of the run args.checkpoints, each into its own eval.json; those that have one stay."""
+    """Score every checkpoint-N of the run args.checkpoints, each into its own eval.json.
+
+    One that has an eval.json made with the same flags and weights stays as it is.
+    """
     folders = renio.checkpoints(Path(args.checkpoints))
     if not folders:
         raise renio.UserError(f"--checkpoints {args.checkpoints}: no checkpoint-N in it")
     for folder in reversed(folders):
-        if (folder / "eval.json").exists():
-            continue
         weights = "adapter" if (folder / "adapter_config.json").exists() else "model"
         if weights == "adapter" and not args.model:
             raise renio.UserError(f"--checkpoints {args.checkpoints}: these are adapters; name their --model")
-        own = vars(args) | {"output": folder / "eval.json", "checkpoints": None, weights: str(folder)}
-        evaluate(argparse.Namespace(**own), renio.step_of(folder))
+        own = argparse.Namespace(**vars(args) | {"output": folder / "eval.json", "checkpoints": None,
+                                                 weights: str(folder)})
+        if own.output.exists():
+            changed = changed_settings(own)
+            if not changed:
+                continue
+            print(f"{own.output}: made with other {', '.join(changed)}; scored anew")
+        evaluate(own, renio.step_of(folder))
         renio.VllmSampler.close()
+
+
+NO_SETTINGS = ("output", "device", "data_dir", "vllm_memory")  # flags that change no score
+
+
+def weights_of(args):
+    """Checksum of the weights that the flags name, of the model and of the adapter; None for what is in no folder."""
+    return {flag: folder and weights_checksum(Path(folder)) for flag, folder in
+            (("model", args.model), ("adapter", args.adapter))}
+
+
+def weights_checksum(folder):
+    """Names the weights in a folder by its safetensors files; None where there are none, as for a model of the hub."""
+    try:
+        recorded = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))  # renio.py's, of each file
+    except (OSError, ValueError):
+        recorded = {}
+    files = sorted(folder.glob("*.safetensors"))
+    checksums = [recorded.get(file.name) or renio.file_checksum(file) for file in files]
+    return hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:16] if files else None
+
+
+def changed_settings(args):
+    """Names of the flags, and "weights", by which args.output was made otherwise than `args` would make it."""
+    old, weights = read_scored(args.output).settings, weights_of(args)
+    # a batch is made smaller where memory asks for it; weights that have a checksum may lie anywhere
+    unchecked = {*NO_SETTINGS, "batch_size", "adapter", *(["model"] if weights["model"] else [])}
+    now = {flag: value for flag, value in vars(args).items() if flag not in unchecked} | dict(weights=weights)
+    return [name for name, value in now.items() if old.get(name) != value]
 
 
 class Evaluation:
@@ -197,9 +233,9 @@ class Evaluation:
         longest = max(len(prompt) for prompts in self.prompts.values() for prompt in prompts) + args.max_new_tokens
         self.sampler, self.batch_size, model = load_sampler(args, longest)
         self.eos_ids = renio.end_ids(model, self.tokenizer)
-        where = ("output", "device", "data_dir", "vllm_memory")  # which change no score
-        self.settings = {k: v for k, v in vars(args).items() if k not in where} | dict(
+        self.settings = {k: v for k, v in vars(args).items() if k not in NO_SETTINGS} | dict(
             batch_size=self.batch_size,
+            weights=weights_of(args),
             checksums={name: checksum(rows) for name, rows in self.rows.items()},
             sources={name: f"{BENCHMARKS[name].hub_name or name} ({BENCHMARKS[name].licence})" for name in self.rows},
             prompts={name: self.tokenizer.decode(prompts[0]) for name, prompts in self.prompts.items()},
@@ -232,7 +268,8 @@ class Evaluation:
                 bar.set_postfix(score=f"{100 * right / count:.1f}",
                                 tokens_per_s=f"{tokens / bar.format_dict['elapsed']:.0f}")
         recorded = [{k: v for k, v in row.items() if k != "test"} for row in rows]
-        return dict(benchmark=name, decoding=decoding, n=n, **scores_of_answers(answers), seconds=seconds,
+        scores = scores_of_answers(answers, boxes_equal(name))
+        return dict(benchmark=name, decoding=decoding, n=n, **scores, seconds=seconds,
                     problems=[dict(row, answers=a) for row, a in zip(recorded, answers, strict=True)])
 
     def batch(self, name, decoding, start, problems):
@@ -317,11 +354,21 @@ def count_markers(text):
     return len(MARKER_PATTERN.findall(text))
 
 
-def scores_of_answers(answers):
+def boxes_equal(benchmark):
+    """What says whether two boxes hold one answer: as mathematics, or in the arithmetic world by their text."""
+    if BENCHMARKS[benchmark].task != "math":
+        return str.__eq__
+    return functools.cache(lambda a, b: renio.answer_verdict(a, b) == "equal")
+
+
+def scores_of_answers(answers, equal=str.__eq__):
     """Scores of one benchmark from the answers (a list a problem), fractions with 95 % intervals over problems.
 
-    Answers to code problems have no box, so that nothing but None is there to vote on: their majority is None.
+    equal: whether two boxes hold one answer, for the majority. Code has no box, and so no majority: None.
     """
+    def same(a, b):
+        return a["right"] == b["right"] and (a["right"] or a["boxed"] == b["boxed"] or equal(a["boxed"], b["boxed"]))
+
     n = len(answers[0])
     flat = [a for row in answers for a in row]
     right = [sum(a["right"] for a in row) for row in answers]
@@ -330,9 +377,8 @@ def scores_of_answers(answers):
         if k <= n:
             per_problem[f"pass@{k}"] = [pass_at_k(n, c, k) for c in right]
     if any(a["boxed"] is not None for a in flat):
-        chosen = [majority_answer([a["boxed"] for a in row]) for row in answers]
-        per_problem["majority"] = [c is not None and next(a["right"] for a in row if a["boxed"] == c)
-                                   for c, row in zip(chosen, answers, strict=True)]
+        chosen = [majority_answer([a for a in row if a["boxed"] is not None], same) for row in answers]
+        per_problem["majority"] = [answer is not None and answer["right"] for answer in chosen]
     scores = dict(majority=None, majority_interval=None)
     for name, values in per_problem.items():
         scores |= {name: float(np.mean(values)), f"{name}_interval": bootstrap_interval(values)}
@@ -916,10 +962,16 @@ def pass_at_k(n, c, k):
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def majority_answer(answers):
-    """The most frequent answer that is not None, the earliest among equals; None where there is none."""
-    counts = Counter(answer for answer in answers if answer is not None)
-    return counts.most_common(1)[0][0] if counts else None
+def majority_answer(answers, same):
+    """The first of the largest group of answers that are the `same`, of equal groups the earliest; None of none."""
+    groups = []
+    for answer in answers:
+        group = next((group for group in groups if same(group[0], answer)), None)
+        if group is None:
+            groups.append([answer])
+        else:
+            group.append(answer)
+    return max(groups, key=len)[0] if groups else None
 
 
 def average(benchmarks):
@@ -940,16 +992,53 @@ def bootstrap_weights(n, resamples):
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples) / n
 
 
-STUDENT_T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]  # 97.5 % quantiles for 1 to 9 degrees
+def t_p_value(t, df):
+    """Two-sided p-value of Student's t at whole degrees of freedom, exact: Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    angle, odd = math.atan(abs(t) / math.sqrt(df)), df % 2
+    term, total = math.cos(angle) ** odd, 0.0
+    for j in range(odd, df - 1, 2):
+        total += term
+        term *= math.cos(angle) ** 2 * (j + 1) / (j + 2)
+    inside = math.sin(angle) * total
+    return max(0.0, 1 - (2 / math.pi * (angle + inside) if odd else inside))
 
 
-def interval(*benchmarks, within=(-np.inf, np.inf)):
+@functools.cache
+def t_quantile(df):
+    """The t whose two-sided p-value is 5 %, to 1e-9."""
+    low, high = 0.0, 13.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_p_value(middle, df) > 0.05 else (low, middle)
+    return high
+
+
+def seed_means(benchmarks):
+    """Means over problems and benchmarks, (seeds,). benchmarks: arrays (seeds, problems)."""
+    return np.mean([v.mean(axis=1) for v in benchmarks], axis=0).round(12)  # equal ones must have no spread
+
+
+def problem_variance(values):
+    """Variance of the mean of `values` (seeds, problems) that the draw of the problems alone makes.
+
+    The two-way layout's estimate: what varies from seed to seed within a problem is taken off.
+    """
+    seeds, problems = values.shape
+    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    within = (rest**2).sum() / ((seeds - 1) * (problems - 1))
+    return max(0.0, (values.mean(axis=0).var(ddof=1) - within / seeds) / problems)
+
+
+def interval(*benchmarks, within=(-np.inf, np.inf), other_problems=False):
     """95 % interval of the mean over seeds and problems, averaged over benchmarks.
 
-    benchmarks: (seeds, problems) each, of the same seeds. within: bounds of the quantity itself.
-    One seed: bootstrap over the problems of each benchmark. More: Student's t over the seeds' means for what another
-    training would change, and a normal deviate for what other problems would, added in squares. (A bootstrap over three
-    seeds holds the truth in about three of four cases only.)
+    benchmarks: (seeds, problems) each, of the same seeds; the paired differences where two methods are compared.
+    within: bounds of the quantity itself.
+    One seed: bootstrap over the problems of each benchmark, which knows nothing of another training.
+    More: Student's t over the seeds' means, for other trainings scored on these problems; their means hold what the
+    answers vary by already. other_problems: for other problems of the kind too, where seeds and problems are crossed
+    effects; t² times variance is added up over both (Banerjee 1960), since with Satterthwaite's degrees of freedom
+    intervals over 2 or 3 seeds hold the truth in 88 to 94 % only. tests/intervals.py simulates both.
     """
     seeds = len(benchmarks[0])
     if seeds == 1:
@@ -958,19 +1047,43 @@ def interval(*benchmarks, within=(-np.inf, np.inf)):
                          for i, v in enumerate(benchmarks)], axis=0)
         low, high = np.quantile(means, [0.025, 0.975])
     else:
-        by_seed = np.mean([v.mean(axis=1) for v in benchmarks], axis=0)  # (S,)
-        t = STUDENT_T[seeds - 2] if seeds <= 10 else 2.262
-        of_problems = sum(v.mean(axis=0).var(ddof=1) / v.shape[1] for v in benchmarks if v.shape[1] > 1)
-        half = np.hypot(t * by_seed.std(ddof=1) / np.sqrt(seeds), 1.96 * np.sqrt(of_problems) / len(benchmarks))
-        low, high = by_seed.mean() - half, by_seed.mean() + half
+        by_seed = seed_means(benchmarks)
+        squared = t_quantile(seeds - 1) ** 2 * by_seed.var(ddof=1) / seeds if np.ptp(by_seed) else 0.0
+        for values in (v for v in benchmarks if other_problems and v.shape[1] > 1):
+            squared += t_quantile(values.shape[1] - 1) ** 2 * problem_variance(values) / len(benchmarks) ** 2
+        low, high = by_seed.mean() - np.sqrt(squared), by_seed.mean() + np.sqrt(squared)
     return float(max(low, within[0])), float(min(high, within[1]))
 
 
 def verdict(seeds, ends):
-    """What an interval says of the claim that a difference is above 0."""
+    """What an interval over so many seeds says of the claim that a quantity is above 0."""
     if seeds < 2:
-        return "undecided: one seed"
-    return "supported" if ends[0] > 0 else "not supported: the opposite" if ends[1] < 0 else "undecided at this scale"
+        return f"undecided ({'one seed' if seeds else 'no seed in common'})"
+    if ends[0] == ends[1]:
+        return "undecided (no spread over seeds)"  # to which no error can be given
+    if ends[0] <= 0 <= ends[1]:
+        return "undecided (the interval holds 0)"
+    return "supported" if ends[0] > 0 else "not supported: the opposite"
+
+
+def seeds_p_value(by_seed):
+    """Two-sided p-value of the mean over seeds being 0, by Student's t; nan for fewer than two, and without spread."""
+    if len(by_seed) < 2 or not np.ptp(by_seed):
+        return math.nan
+    return t_p_value(by_seed.mean() / by_seed.std(ddof=1) * math.sqrt(len(by_seed)), len(by_seed) - 1)
+
+
+def holm(p_values, level=0.05):
+    """Which hypotheses are rejected so that the chance of one false rejection among all is `level` (Holm 1979).
+
+    Those whose p-value is nan are not tested and not counted.
+    """
+    rejected, tested = [False] * len(p_values), np.isfinite(p_values).sum()
+    for rank, place in enumerate(np.argsort(p_values)[:tested]):  # nan come last
+        if p_values[place] > level / (tested - rank):
+            break
+        rejected[place] = True
+    return rejected
 
 
 def paired_p_value(differences, resamples=10_000):
@@ -1005,9 +1118,25 @@ class Scored(NamedTuple):
     label: str
     seed: int  # of the training
     step: int | None  # of the checkpoint; None for a whole run or a model as it came
-    folder: Path  # of the run
+    path: Path
     settings: dict
-    results: dict  # (benchmark, decoding) -> scores, and per_problem: right, tokens and markers, a mean a problem each
+    # (benchmark, decoding) -> scores; conditions; and per_problem: right, tokens and markers, a mean a problem each
+    results: dict
+
+    @property
+    def folder(self):  # of the run
+        return self.path.parent if self.step is None else self.path.parent.parent
+
+
+def conditions(settings, result):
+    """What a score was made with, by name: methods are compared only where all of it is the same.
+
+    A prompt with the solution is no condition but a method, the teacher of OPSD.
+    """
+    names = ["max_new_tokens", "thinking", "engine", "dtype"]
+    names += ["temperature", "top_p", "top_k"] * (result["decoding"] == "sampled")
+    return dict(problems=settings["checksums"][result["benchmark"]], answers=result["n"],
+                **{name: settings.get(name) for name in names})
 
 
 def read_scored(path):
@@ -1019,63 +1148,117 @@ def read_scored(path):
             per_problem = {key: [float(np.mean([a[key] for a in p["answers"]])) for p in r["problems"]]
                            for key in ("right", "tokens", "markers")}
             results[r["benchmark"], r["decoding"]] = {k: v for k, v in r.items() if k != "problems"} | dict(
-                per_problem=per_problem)
-        folder = path.parent if run["step"] is None else path.parent.parent
-        return Scored(run["label"], run["train_seed"], run["step"], folder, run["settings"], results)
+                conditions=conditions(run["settings"], r), per_problem=per_problem)
+        return Scored(run["label"], run["train_seed"], run["step"], path, run["settings"], results)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise renio.UserError(f"{path}: not a file that eval.py wrote ({type(error).__name__}: {error})") from None
 
 
-def same_problems(runs, benchmark):
-    """Raise renio.UserError unless all runs were scored on the same problems of the benchmark."""
-    by_checksum = {run.settings["checksums"][benchmark]: run.label for run in runs}
-    if len(by_checksum) > 1:
-        raise renio.UserError(
-            f"{' and '.join(by_checksum.values())} were scored on different problems of {benchmark}")
+def differing(run, other):
+    """Names of the conditions that two evaluations do not share, in what both have scored, in order."""
+    return sorted({name for key in run.results.keys() & other.results.keys()
+                   for name, value in run.results[key]["conditions"].items()
+                   if other.results[key]["conditions"].get(name) != value})
 
 
-def percent(value, ends=None, sign=""):
-    text = f"{100 * value:{sign}.1f}"
-    return text + (f" [{100 * ends[0]:{sign}.1f}, {100 * ends[1]:{sign}.1f}]" if ends else "")
+def percent(value, ends=None, form=".1f", scale=100):
+    """A value with the ends of its interval as text, in percent or otherwise scaled."""
+    text = format(scale * value, form)
+    return text + (f" [{scale * ends[0]:{form}}, {scale * ends[1]:{form}}]" if ends else "")
 
 
-def compare_files(path, other_path):
-    """Print what the second evaluation scores beyond the first, paired by problem.
+def compare(words):
+    """Print what the evaluations on the second side score beyond those on the first, paired by seed and problem.
 
-    Raises renio.UserError for files that are no evaluations, and for evaluations of different problems.
+    words: a file a side, or several, `vs` and several, each of its own training seed; --other_settings.
+    Raises renio.UserError for files that are no evaluations, of other problems, or of other settings.
     """
-    runs = [read_scored(Path(path)), read_scored(Path(other_path))]
-    both = [key for key in runs[0].results if key in runs[1].results]
-    if not both:
-        raise renio.UserError(f"compare: {path} and {other_path} have no benchmark and decoding in common")
-    for benchmark, decoding in both:
-        same_problems(runs, benchmark)
-        first, second = (np.array(run.results[benchmark, decoding]["per_problem"]["right"]) for run in runs)
-        difference = second - first
-        print(f"{benchmark} {decoding}: {runs[1].label} {percent(second.mean())} − {runs[0].label} "
-              f"{percent(first.mean())} = {percent(difference.mean(), bootstrap_interval(difference), '+')} points, "
-              f"p = {paired_p_value(difference):.4f}, {len(difference)} problems")
+    files = [word for word in words if word not in ("vs", "--other_settings")]
+    place = words.index("vs") if "vs" in words else 1
+    if not 0 < place < len(files) or len(files) > 2 and "vs" not in words:
+        raise renio.UserError("compare takes two files that eval.py wrote; or several, then vs, then several")
+    runs = [read_scored(Path(file)) for file in files]
+    first, last = runs[0], runs[-1]
+    for run in runs[1:]:
+        other = differing(first, run) + ["privileged"] * (
+            first.settings.get("privileged") != run.settings.get("privileged"))
+        if "problems" in other or other and "--other_settings" not in words:
+            raise renio.UserError(f"compare: {first.path} and {run.path} differ in {', '.join(other)}"
+                                  + "; --other_settings compares them all the same" * ("problems" not in other))
+    if len(files) == 2:  # a pair, whatever their seeds
+        runs = [run._replace(seed=0) for run in runs]
+    common = {run.seed for run in runs[:place]} & {run.seed for run in runs[place:]}
+    scores = Scores([[run._replace(label="the first side" if i < place else "the second side")]
+                     for i, run in enumerate(runs) if run.seed in common], None, "")
+    said = []
+    for title, *what in scores.columns():
+        values = scores.difference("the second side", "the first side", *what)
+        if values:
+            ours, theirs = (percent(average(scores.of(f"the {side} side", *what)[1])) for side in ("second", "first"))
+            of = (f"p = {paired_p_value(values[0][0]):.4f} over problems, which says nothing of another training"
+                  if len(common) == 1 else
+                  f"p = {seeds_p_value(seed_means(values)):.4f} over {len(common)} training seeds; other problems too "
+                  f"{percent(average(values), interval(*values, other_problems=True), '+.1f').partition(' ')[2]}")
+            said.append(f"{title}: {last.label} {ours} − {first.label} {theirs} = "
+                        f"{percent(average(values), interval(*values), '+.1f')} points, {of}")
+    if not said:
+        raise renio.UserError("compare: no training seed, or no benchmark and decoding, that both sides have")
+    print(*said, sep="\n")
+
+
+def read_folder(folder):
+    """Scores of all evaluations below a folder: a Scores for each set of conditions, the one of most runs first.
+
+    A run has the conditions of its last step; those of its checkpoints that have others are left out, with a warning.
+    """
+    by_folder = {}  # a method trained for math and the same for code have one label and other benchmarks
+    for path in sorted(folder.rglob("eval.json")):
+        run = read_scored(path)
+        by_folder.setdefault(run.folder, []).append(run)
+    if not by_folder:
+        raise renio.UserError(f"report {folder}: no eval.json below it")
+    groups = []
+    for runs in by_folder.values():
+        last = max(runs, key=lambda run: math.inf if run.step is None else run.step)
+        for run in runs:
+            if other := differing(last, run):
+                print(f"warning: {run.path} differs from {last.path.parent.name} in {', '.join(other)}; left out",
+                      file=sys.stderr)
+        runs = [run for run in runs if run is not last and not differing(last, run)] + [last]
+        for group in groups:
+            if not any(differing(last, others[-1]) for others in group):
+                group.append(runs)
+                break
+        else:
+            groups.append([runs])
+    groups.sort(key=len, reverse=True)
+    return [Scores(runs, folder, f"-{i}" if i > 1 else "") for i, runs in enumerate(groups, start=1)]
 
 
 class Scores:
-    """All evaluations below a folder, which are of one student; asked by label. `last`: the last one of each run."""
+    """Evaluations of one student under the same conditions, asked by label.
 
-    def __init__(self, folder):
-        self.scored = [read_scored(path) for path in sorted(folder.rglob("eval.json"))]
-        if not self.scored:
-            raise renio.UserError(f"report {folder}: no eval.json below it")
-        by_folder = {}  # a method trained for math and the same for code have one label and other benchmarks
-        for run in self.scored:
-            by_folder.setdefault(run.folder, []).append(run)
-        self.last = [max(runs, key=lambda run: math.inf if run.step is None else run.step)
-                     for runs in by_folder.values()]
-        scored_on = {name for run in self.last for name in run.results}
+    runs: a list of evaluations a run, those of its checkpoints; `last`: the last one of each.
+    """
+
+    def __init__(self, runs, folder, suffix):
+        self.runs, self.folder, self.suffix = runs, folder, suffix  # the suffix is of the figures' names
+        self.last = [checkpoints[-1] for checkpoints in runs]
+        seen = {}
+        for run in self.last:
+            for other in (seen.setdefault((run.label, run.seed, key), run) for key in run.results):
+                if other is not run:
+                    raise renio.UserError(
+                        f"{other.path} and {run.path} are both {run.label} with training seed {run.seed}")
+        scored_on = {key for run in self.last for key in run.results}
         self.benchmarks = [b for b in BENCHMARKS if any(b == benchmark for benchmark, _ in scored_on)]
         self.decodings = [d for d in ("sampled", "greedy") if any(d == decoding for _, decoding in scored_on)]
-        for benchmark in self.benchmarks:
-            same_problems([run for run in self.last if benchmark in run.settings["checksums"]], benchmark)
         self.labels = list(dict.fromkeys(run.label for run in self.last))
         self.other_length = next((label.partition("@")[2] for label in self.labels if "@" in label), "*")
+        self.micro = self.benchmarks == ["arith"]
+        students = {Path(run.settings["model"]).name for run in self.last
+                    if run.label == "base" or run.settings.get("adapter")}
+        self.student = "Qwen3-1.7B" if self.micro else students.pop() if len(students) == 1 else None
 
     def named(self, label):
         """A label of SECTIONS with the other length of rollouts that these runs have in place of its *."""
@@ -1103,7 +1286,7 @@ class Scores:
         step: of a checkpoint; None for the end of each run.
         """
         found = {}
-        for run in self.last if step is None else [run for run in self.scored if run.step == step]:
+        for run in self.last if step is None else [run for runs in self.runs for run in runs if run.step == step]:
             for name, how in run.results:
                 if (run.label, how) == (label, decoding):
                     found[run.seed, name] = run.results[name, how]["per_problem"][key]
@@ -1111,22 +1294,48 @@ class Scores:
         return seeds, [np.array([found[seed, b] for seed in seeds]) for b in benchmarks] if seeds else []
 
     def steps(self, label):
-        return sorted({run.step for run in self.scored if run.label == label and run.step is not None})
+        return sorted({run.step for runs in self.runs for run in runs if run.label == label and run.step is not None})
+
+    def best(self, label, benchmarks, decoding):
+        """Mean over seeds of the score of each run's best checkpoint, and how many checkpoints; None without several.
+
+        One checkpoint a run, that of the highest mean over all that the run is scored on.
+        """
+        chosen = []
+        for checkpoints in self.runs:
+            checkpoints = [run for run in checkpoints if run.label == label and run.step is not None]
+            common = set.intersection(*(set(run.results) for run in checkpoints)) if len(checkpoints) > 1 else set()
+            if all((benchmark, decoding) in common for benchmark in benchmarks):
+                best = max(checkpoints, key=lambda run: np.mean([run.results[key]["avg"] for key in common]))
+                chosen.append(np.mean([best.results[benchmark, decoding]["avg"] for benchmark in benchmarks]))
+                count = len(checkpoints)
+        return (np.mean(chosen), count) if chosen else None
 
     def difference(self, label, other, benchmarks, decoding, key="right"):
-        """(seeds, mean, interval) of label − other, paired by problem, by seed where both have the same; or None."""
+        """label − other by problem on the seeds of both, (seeds, problems) a benchmark; [] where one is missing."""
         seeds, values = self.of(label, benchmarks, decoding, key)
         other_seeds, others = self.of(other, benchmarks, decoding, key)
-        if not seeds or not other_seeds:
-            return None
-        paired = [a - (b if seeds == other_seeds else b.mean(axis=0)) for a, b in zip(values, others, strict=True)]
-        return len(seeds), average(paired), interval(*paired)
+        common = [seed for seed in seeds if seed in other_seeds]
+        return [a[[seeds.index(seed) for seed in common]] - b[[other_seeds.index(seed) for seed in common]]
+                for a, b in zip(values, others, strict=False)]
+
+    def trained(self, label):
+        """The runs with this label by seed, only those scored on the first of the benchmarks: not code beside math."""
+        runs = [run for run in self.last if run.label == label and any(b == self.benchmarks[0] for b, _ in run.results)]
+        return sorted(runs, key=lambda run: run.seed)
 
     def logs(self, label, name):
         """The rows of the metrics.jsonl or rollouts.jsonl of each run with this label that has one, by seed."""
-        paths = [run.folder / name for run in sorted(self.last, key=lambda run: run.seed) if run.label == label]
+        paths = [run.folder / name for run in self.trained(label)]
         return [[json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
                 for path in paths if path.exists()]
+
+    def seconds(self, label):
+        """Seconds of the optimizer steps of its runs but the first ones, which warm up; grpo makes several a row."""
+        flags = [json.loads(path.read_text(encoding="utf-8"))["flags"] for run in self.trained(label)
+                 if (path := run.folder / "config.json").exists()]
+        steps = max((f["iterations"] for f in flags if f["method"] == "grpo"), default=1)
+        return [row["seconds"] / steps for rows in self.logs(label, "metrics.jsonl") for row in rows[1:]]
 
     def auc_within_batch(self, label):
         """Chance that a wrong rollout has a larger ReNIO weight than a right one of its batch, (seeds,).
@@ -1142,7 +1351,8 @@ class Scores:
 # The report's tables, in Markdown. Each is a list of lines, empty where the runs have nothing to show in it.
 
 
-COLUMNS = ["aime24", "aime25", "hmmt25", "math", "humaneval+", "mbpp+", "code"]  # math, code: means of those before
+COLUMNS = [("aime24",), ("aime25",), ("hmmt25",), ("aime24", "aime25", "hmmt25"), ("humaneval+",), ("mbpp+",),
+           ("humaneval+", "mbpp+")]  # of several the mean
 PUBLISHED = {  # ReNIO, arXiv 2606.23104v1, in percent: Tables 1-4 and 8, Figures 1 and 6; best of four checkpoints
     "Qwen3-1.7B": {
         "base": [51.33, 36.00, 23.33, 36.89, 73.63, 57.21, 65.42],
@@ -1200,14 +1410,17 @@ def published_label(scores, label, by_length):
 
 
 def published(scores, label, benchmarks, by_length=False):
-    """The paper's score of a method, on these benchmarks or, where they are none of the paper's, its mean in math."""
-    student = Path(next((run.settings["model"] for run in scores.last if run.label == "base"), "")).name
-    figures = PUBLISHED.get(student, PUBLISHED["Qwen3-1.7B"]).get(published_label(scores, label, by_length))
-    if figures is None:
-        return ""
-    column = benchmarks[0] if len(benchmarks) == 1 else BENCHMARKS[benchmarks[0]].task
-    place = COLUMNS.index(column) if column in COLUMNS else COLUMNS.index("math")
+    """The paper's score of a method for this student on these benchmarks, "" where it has none.
+
+    At micro scale, whose student and problems are no one else's, that of Qwen3-1.7B in math: PAPER_FOR_ORDER.
+    """
+    figures = PUBLISHED.get(scores.student, {}).get(published_label(scores, label, by_length), [])
+    column = COLUMNS[3] if scores.micro else tuple(benchmarks)
+    place = COLUMNS.index(column) if column in COLUMNS else len(figures)
     return f"{figures[place]:.2f}".removesuffix("0") if place < len(figures) else ""
+
+
+PAPER_FOR_ORDER = "the paper's Qwen3-1.7B in math, for the order alone"  # title of such a column
 
 
 def markdown_table(rows):
@@ -1237,37 +1450,22 @@ def score_cell(scores, label, benchmarks, decoding):
 def score_table(scores, labels, by_length=False):
     """A row a method: score with interval, sd over seeds, best of the checkpoints, and the paper's score."""
     columns = [c for c in scores.columns() if any(scores.of(label, *c[1:])[0] for label in labels)]
-    curves = any(len(scores.steps(label)) > 1 for label in labels)
-    known = any(set(benchmarks) <= set(COLUMNS) for _, benchmarks, _ in columns)
+    curves = any(scores.best(label, *what) for label in labels for _, *what in columns)
     rows = []
     for label in labels:
         row = [("method", label), ("seeds", str(max(len(scores.of(label, *c[1:])[0]) for c in columns)))]
         for title, benchmarks, decoding in columns:
             seeds, values = scores.of(label, benchmarks, decoding)
-            sd = np.mean([v.mean(axis=1) for v in values], axis=0).std(ddof=1) if len(seeds) > 1 else None
+            best = scores.best(label, benchmarks, decoding)
             row += [(title, score_cell(scores, label, benchmarks, decoding)),
-                    ("sd", "" if sd is None else f"{100 * sd:.1f}")]
-            if curves:
-                row.append(("best", best_of_checkpoints(scores, label, benchmarks, decoding)))
-            if known and decoding == "sampled":
+                    ("sd", percent(seed_means(values).std(ddof=1)) if len(seeds) > 1 else "")]
+            row += [("best", f"{percent(best[0])} of {best[1]}" if best else "")] * curves
+            if scores.student in PUBLISHED and decoding == "sampled" and not scores.micro:
                 row.append(("paper", published(scores, label, benchmarks, by_length)))
-        if not known:
-            row.append(("paper: Qwen3-1.7B, math", published(scores, label, columns[0][1], by_length)))
+        if scores.micro:
+            row.append((PAPER_FOR_ORDER, published(scores, label, columns[0][1], by_length)))
         rows.append(row)
     return markdown_table(rows)
-
-
-def best_of_checkpoints(scores, label, benchmarks, decoding):
-    """Mean over seeds of the best score among the run's checkpoints, and how many there are, as text."""
-    per_step = []
-    for step in scores.steps(label):
-        seeds, values = scores.of(label, benchmarks, decoding, step=step)
-        if seeds:
-            per_step.append(dict(zip(seeds, np.mean([v.mean(axis=1) for v in values], axis=0), strict=True)))
-    if len(per_step) < 2:
-        return ""
-    common = set.intersection(*map(set, per_step))
-    return f"{percent(np.mean([max(step[seed] for step in per_step) for seed in common]))} of {len(per_step)}"
 
 
 class Claim(NamedTuple):
@@ -1279,77 +1477,118 @@ class Claim(NamedTuple):
     key: str = "right"  # in right answers; or in tokens or markers an answer
 
 
-def claim_rows(scores, claims):
-    """Rows for verdict_lines: claim, what is compared, a cell for each headline column, and the paper's difference.
+class Finding(NamedTuple):
+    """What the runs say of a claim."""
 
-    In points for key right, else in tokens or markers an answer. Claims on runs that are not there have no row.
-    """
-    rows, columns = [], scores.headline_columns()
+    claim: str
+    compared: str
+    values: list  # (seeds, problems) a benchmark, or (seeds, 1): a quantity that is above 0 where the claim holds
+    scored_on: str = "rollouts"
+    form: str = "+.3f"
+    scale: int = 1
+    paper: str = ""
+
+
+UNITS = dict(right=("points", "+.1f", 100), tokens=("tokens an answer", "+.2f", 1),
+             markers=("markers an answer", "+.2f", 1))  # of a claim's key: what it is in, how it is written
+
+
+def claim_findings(scores, claims):
+    """Of each claim on each headline column, where the runs are there; the paper's difference in points."""
+    findings = []
     for text, label, other, key in claims:
         label, other = scores.named(label), scores.named(other)
-        cells = []
-        for _, benchmarks, decoding in columns:
-            seeds, mean, ends = scores.difference(label, other, benchmarks, decoding, key) or (0, 0, (0, 0))
-            size = (percent(mean, ends, "+") if key == "right" else
-                    f"{mean:+.2f} [{ends[0]:+.2f}, {ends[1]:+.2f}] {key}")
-            cells.append(f"{size}: {verdict(seeds, ends)}" if seeds else "")
-        theirs = [published(scores, x, columns[0][1]) for x in (label, other)]
-        paper = f"{float(theirs[0]) - float(theirs[1]):+.2f}" if all(theirs) and key == "right" else ""
-        if any(cells):
-            rows.append((text, f"{label} − {other}", cells, paper))
-    return rows
+        for title, benchmarks, decoding in scores.headline_columns():
+            values, (unit, form, scale) = scores.difference(label, other, benchmarks, decoding, key), UNITS[key]
+            theirs = [float(published(scores, x, benchmarks) or "nan") for x in (label, other)]
+            known = np.isfinite(theirs).all() and (key, decoding) == ("right", "sampled")
+            if values:
+                findings.append(Finding(text, f"{label} − {other}", values, f"{title}, {unit}", form, scale,
+                                        f"{theirs[0] - theirs[1]:+.2f}" if known else ""))
+    return findings
 
 
-def weight_rows(scores):
-    """Rows as of claim_rows: whether ReNIO's weight ranks wrong rollouts above right ones."""
-    rows = []
+def rollout_findings(scores, rollouts):
+    """Whether ReNIO's weight ranks wrong rollouts above right ones, and falls with the teacher's entropy."""
+    found = []
     for label in ("opd", "opsd"):
-        excess = scores.auc_within_batch(label) - 0.5  # (S,)
-        if len(excess):
-            low, high = interval(excess[:, None], within=(-0.5, 0.5))
-            cell = f"{excess.mean():+.3f}" + f" [{low:+.3f}, {high:+.3f}]" * (len(excess) > 1)
-            rows.append((f"the weight ranks wrong rollouts above right ones in {label.upper()}",
-                         "AUC − 0.5 within a batch", [f"{cell}: {verdict(len(excess), (low, high))}"], ""))
-    return rows
+        correlations = [rank_correlation(*weight_and_entropy(run)) for run in rollouts.get(label, [])]
+        found += [(f"the weight ranks wrong rollouts above right ones in {label.upper()}", "AUC − 0.5 within a batch",
+                   scores.auc_within_batch(label) - 0.5, ""),
+                  (f"higher weights go with lower entropy of the teacher in {label.upper()}", "− rank correlation",
+                   -np.array(correlations), "above 0")]
+    return [Finding(claim, compared, [by_seed[:, None]], paper=paper) for claim, compared, by_seed, paper in found
+            if len(by_seed) and np.isfinite(by_seed).all()]
 
 
-def verdict_lines(scores, rows):
-    if not rows:
+def verdict_rows(scores, findings):
+    """Rows for markdown_table."""
+    rows = []
+    stand = holm([seeds_p_value(seed_means(f.values)) for f in findings])
+    for f, stands in zip(findings, stand, strict=True):
+        seeds, problems = f.values[0].shape
+        ends = interval(*f.values) if seeds > 1 or seeds and problems > 1 else None
+        others = interval(*f.values, other_problems=True) if seeds > 1 and problems > 1 else None
+        said = verdict(seeds, ends)
+        rows.append([
+            ("claim", f.claim), ("difference", f.compared), ("scored on", f.scored_on), ("seeds", str(seeds)),
+            ("value [95 %]", percent(average(f.values), ends, f.form, f.scale) if seeds else ""),
+            ("other problems too", percent(0, others, f.form, f.scale).partition(" ")[2] if others else ""),
+            ("verdict", said),
+            ("after Holm", "" if said.startswith("undecided") else "stands" if stands else "does not stand"),
+            (PAPER_FOR_ORDER if scores.micro else "paper", f.paper)])
+    return rows if any(f.paper for f in findings) else [row[:-1] for row in rows]
+
+
+def verdict_lines(scores, findings):
+    if not findings:
         return []
-    recipe = (" The recipe (models, steps, learning rates, data) was fixed by the base's accuracy, the teachers', the "
-              "gain of plain OPD and OPSD, and time; GRPO's learning rate by its own gain over the base on one seed. "
-              "No setting was chosen by which weighting wins.")
-    titles = [f"{title}, points [95 %]" for title, *_ in scores.headline_columns()]
-    rows = [[("claim", claim), ("difference", compared), *zip_longest(titles, cells, fillvalue=""),
-             ("paper, points", paper)] for claim, compared, cells, paper in rows]
-    return ["## Verdicts", "", *markdown_table(rows), "",
-            "Supported: the interval lies above 0; not supported: below it; undecided: it holds 0, or there is one "
-            "seed. A verdict is of these models, problems and steps; of twenty differences that are truly none, about "
-            "one is not called undecided." + recipe * (scores.benchmarks == ["arith"]), ""]
+    rows = verdict_rows(scores, findings)
+    said = Counter((row["verdict"].partition(" (")[0], row["after Holm"]) for row in map(dict, rows))
+    counts = [f"{said[name, 'stands'] + said[name, 'does not stand']} {name} ({said[name, 'stands']} after Holm's "
+              "correction)" for name in ("supported", "not supported: the opposite")]
+    return [
+        "## Verdicts", "",
+        f"Of {len(rows)} verdicts: {', '.join(counts)}, {said['undecided', '']} undecided.", "",
+        *markdown_table(rows), "",
+        "A verdict is on these models, these problems and these steps, over other trainings: supported where the 95 % "
+        "interval of the difference, Student's t over the seeds that both methods have, lies above 0; not supported "
+        "where it lies below; undecided where it holds 0, where fewer than two seeds are common, or where these show "
+        "no spread. The second interval is for other problems of the kind too. Of twenty differences that are truly "
+        "none about one is not called undecided; Holm's correction over all that are judged here over two seeds or "
+        "more leaves a chance of 5 % that any one is. What seeds can show, with a chance of 80 %: 3 a difference of "
+        "3.3 standard deviations of the paired differences, 5 of 1.7, 8 of 1.2, 16 of 0.7."
+        + (" The recipe (models, steps, learning rates, data) was fixed by the base's accuracy, the teachers', the "
+           "gain of plain OPD and OPSD, and time; GRPO's learning rate by its own gain over the base on one seed. "
+           "No setting was chosen by which weighting wins.") * scores.micro, ""]
 
 
 def settings_lines(scores):
     """What all tables share: how scores and intervals were made."""
-    s = scores.last[0].settings
-    seeds = sorted({run.seed for run in scores.last})
-    problems = []
+    lines = []
     for benchmark in scores.benchmarks:
-        runs = [(run, r) for run in scores.last for (name, _), r in run.results.items() if name == benchmark]
-        run, r = runs[0]
-        problems.append(f"{benchmark}: {len(r['per_problem']['right'])} problems (checksum "
-                        f"{run.settings['checksums'][benchmark]}), {max(r['n'] for _, r in runs)} answers each")
+        for decoding in scores.decodings:
+            runs = [run for run in scores.last if (benchmark, decoding) in run.results]
+            if not runs:
+                continue
+            r = runs[0].results[benchmark, decoding]
+            c = dict.fromkeys(("temperature", "top_p", "top_k")) | r["conditions"]
+            versions = {run.settings.get("versions", {}).get(c["engine"], "") for run in runs}
+            lines.append(
+                f"- {benchmark}, {decoding}: {len(r['per_problem']['right'])} problems (checksum {c['problems']}), "
+                + (f"{c['answers']} answers each at temperature {c['temperature']:g}, top-p {c['top_p']:g}, top-k "
+                   f"{c['top_k'] or 'off'}" if decoding == "sampled" else "one answer each")
+                + f"; at most {c['max_new_tokens']} new tokens, thinking {'on' if c['thinking'] else 'off'}; "
+                f"{c['engine']} {', '.join(sorted(versions))}, {c['dtype']}")
+    seeds = sorted({run.seed for run in scores.last})
     return [
-        f"Settings of every score: {'; '.join(problems)}; sampled at temperature {s['temperature']:g}, top-p "
-        f"{s['top_p']:g}, top-k {s['top_k'] or 'off'}, greedy with one answer a problem; at most {s['max_new_tokens']} "
-        f"new tokens, thinking {'on' if s['thinking'] else 'off'}; {s['engine']} "
-        f"{s.get('versions', {}).get(s['engine'], '')}; training seeds {', '.join(map(str, seeds))}. Scores are "
-        "percent right, means over seeds; a run is scored at its fixed last step.", "",
-        "In brackets: the 95 % interval. With several seeds it combines Student's t over the seeds' means with the "
-        "spread over problems, and three seeds make it wide; with one seed it is a bootstrap over problems, and says "
-        "nothing of how another seed would have ended. Differences are paired by problem and seed. \"Best\" is the "
-        "mean over seeds of the best of the run's checkpoints, selected on the test set, as the paper's figures are; "
-        "never compare it with a last step. Paper: ReNIO, arXiv 2606.23104v1, Avg@12 in math and Avg@4 in code, on its "
-        "own models and benchmarks.", ""]
+        f"Settings of every row, training seeds {', '.join(map(str, seeds))}:", "", *lines, "",
+        "Scores are percent right, means over seeds; a run is scored at its fixed last step. In brackets: the 95 % "
+        "interval. With several seeds it is Student's t over the seeds' means: what other trainings would score on "
+        "these problems. With one seed it is a bootstrap over problems, and says nothing of how another seed would "
+        "have ended. Differences are paired by problem and seed. \"Best\" is the mean over seeds of one checkpoint a "
+        "run, that of the highest mean over the run's columns, selected on the test set, as the paper's figures are; "
+        "never compare it with a last step. Paper: ReNIO, arXiv 2606.23104v1, Avg@12 in math and Avg@4 in code.", ""]
 
 
 def behaviour_table(scores):
@@ -1364,7 +1603,7 @@ def behaviour_table(scores):
                 continue
             n, voted = found[0]["n"], found[0]["majority"] is not None
             mean = {key: np.mean([r[key] for r in found], axis=0).tolist() for key in found[0]
-                    if key not in ("benchmark", "decoding", "per_problem")
+                    if key not in ("benchmark", "decoding", "conditions", "per_problem")
                     and (voted or not key.startswith("majority"))}
             rows.append([
                 ("method", label), (f"pass@{n}", percent(mean[f"pass@{n}"], mean[f"pass@{n}_interval"])),
@@ -1415,7 +1654,7 @@ def training_table(scores):
 # The report's figures, readable in print and without colour.
 
 
-def figure(path, panels, draw, alt, text, heading=None, columns=None, size=(5.0, 3.4)):
+def figure(scores, name, panels, draw, alt, text, heading=None, columns=None, size=(5.0, 3.4)):
     """Write a figure of panels, each drawn by draw(axis, *panel), in rows of `columns` (without it all in one).
 
     size: of a panel, inches. Returns the lines of the report that show it with its text; none where it has no panel.
@@ -1435,6 +1674,7 @@ def figure(path, panels, draw, alt, text, heading=None, columns=None, size=(5.0,
                                   layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=True):
         draw(axis, *panel)
+    path = scores.folder / f"{name}{scores.suffix}.png"
     sheet.savefig(path, dpi=130)
     pyplot.close(sheet)
     return [*([f"## {heading}", ""] if heading else []), f"![{alt}]({path.name})", "", *text, *[""] * bool(text)]
@@ -1450,8 +1690,8 @@ def draw_intervals(axis, points, scale=100, within=(-np.inf, np.inf), horizontal
         axis.errorbar(**marks, **style)
 
 
-def plot_scores(scores, folder):
-    """Score of each method, a mark a decoding."""
+def plot_scores(scores):
+    """Score of each method, a mark a decoding; and over the training steps."""
     labels = [label for label in METHODS if label in scores.labels]
 
     def draw(axis, *benchmarks):
@@ -1466,63 +1706,107 @@ def plot_scores(scores, folder):
         axis.legend(fontsize=10)
 
     panels = list(dict.fromkeys(tuple(benchmarks) for _, benchmarks, _ in scores.headline_columns()))
-    return figure(folder / "scores.png", panels, draw, "Score of each method with its interval", [],
-                  size=(6.5, 0.42 * len(labels) + 1.3))
+    return figure(scores, "scores", panels, draw, "Score of each method with its interval", [],
+                  size=(6.5, 0.42 * len(labels) + 1.3)) + plot_steps(scores)
 
 
-ARM_STYLES = {"correct": ("o", "-", "black"), "incorrect": ("s", "--", "black"), "unfiltered": ("^", ":", "grey")}
+LINES = [dict(fmt="o-", color="black"), dict(fmt="s--", color="black"), dict(fmt="^:", color="grey")]
 
 
-def plot_filter(scores, folder):
+def draw_curves(axis, scores, lines, column, key="right", scale=100):
+    """Lines over the training steps. lines: {name: label}; one that is scored at its end alone is a mark there."""
+    _, benchmarks, decoding = column
+    ends = {label: max((rows[-1]["step"] for rows in scores.logs(label, "metrics.jsonl") if rows), default=None)
+            for label in lines.values()}
+    span = max((step for label in ends for step in (*scores.steps(label), ends[label] or 0)), default=1)
+    for shift, (style, (name, label)) in enumerate(zip(LINES, lines.items(), strict=False), start=-1):
+        steps = scores.steps(label)
+        points = [(step, scores.of(label, benchmarks, decoding, key, step)[1]) for step in steps]
+        if steps:
+            points.insert(0, (0, scores.of("base", benchmarks, decoding, key)[1]))
+        elif ends[label]:
+            points = [(ends[label], scores.of(label, benchmarks, decoding, key)[1])]
+        draw_intervals(axis, [(step + 0.015 * span * shift, values) for step, values in points], scale, **style,
+                       within=(0, 1 if key == "right" else np.inf), markersize=4, capsize=2, linewidth=1, label=name)
+    axis.grid(alpha=0.3)
+    if key == "right":
+        legend_above(axis)
+
+
+def legend_above(axis):
+    """A legend over the panel's curves, with room made for it."""
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.15 * (high - low))
+    axis.legend(loc="upper center", ncols=3, columnspacing=0.8, handlelength=1.8, fontsize=7)
+
+
+def plot_steps(scores):
+    """Scores of the main runs over their steps: plain, ReNIO and shuffled weights side by side."""
+    def draw(axis, method, column):
+        draw_curves(axis, scores, dict(zip(("plain", "ReNIO", "shuffled"), weighted[method], strict=False)), column)
+        axis.set(xlabel="training step", ylabel="right answers, %", title=f"{method.upper()}: {column[0]}")
+
+    weighted = {m: [m, f"{m}+renio", f"{m}+renio_shuffled"] for m in ("opd", "opsd", "grpo")}
+    methods = [m for m, labels in weighted.items() if any(len(scores.steps(label)) > 1 for label in labels)]
+    columns = scores.headline_columns()
+    return figure(scores, "steps", [(m, column) for column in columns for m in methods], draw,
+                  "Scores over the training steps",
+                  ["Scores over the training steps; bars: 95 % intervals; step 0 is the base; a mark alone is a run "
+                   "that is scored at its end only."], columns=len(methods), size=(4.2, 3.0))
+
+
+def plot_filter(scores):
     """Figures 1, 7 and 8: score, length and markers of each arm over the training steps, for both designs."""
-    return [*plot_arms(scores, folder / "figure1.png", "", "as in the paper"),
-            *plot_arms(scores, folder / "figure1-matched.png", "-matched",
+    return [*plot_arms(scores, "figure1", "", "as in the paper"),
+            *plot_arms(scores, "figure1-matched", "-matched",
                        "on the same problems for each arm (a design that the paper lacks)")]
 
 
-def plot_arms(scores, path, design, described):
-    methods = [m for m in ("opd", "opsd") if any(len(scores.steps(f"{m}{design}-{arm}")) > 1 for arm in ARM_STYLES)]
-    _, benchmarks, decoding = scores.headline_columns()[0]
+def plot_arms(scores, name, design, described):
+    def labels(method):
+        return {arm if arm == "unfiltered" else f"{arm}-only": f"{method}{design}-{arm}"
+                for arm in ("correct", "incorrect", "unfiltered")}
 
-    def draw(axis, method, key, title, scale):
-        for shift, (arm, (marker, line, colour)) in enumerate(ARM_STYLES.items(), start=-1):
-            label = f"{method}{design}-{arm}"
-            points = [(0, scores.of("base", benchmarks, decoding, key)[1])]
-            points += [(step, scores.of(label, benchmarks, decoding, key, step)[1]) for step in scores.steps(label)]
-            draw_intervals(axis, [(step + 0.4 * shift, values) for step, values in points], scale, fmt=marker + line,
-                           color=colour, markersize=4, capsize=2, linewidth=1,
-                           label=arm if arm == "unfiltered" else f"{arm}-only")
-        axis.set(xlabel="training step", ylabel=title, title=method.upper() + ", same problems" * bool(design))
-        axis.grid(alpha=0.3)
-        if (method, key) == (methods[0], "right"):
-            axis.legend()
+    def draw(axis, method, benchmark, key, unit, scale):
+        draw_curves(axis, scores, labels(method), (None, [benchmark], decoding), key, scale)
+        axis.set(xlabel="training step", ylabel=unit,
+                 title=f"{method.upper()}{', same problems' * bool(design)}: {benchmark}")
 
+    decoding = scores.decodings[0]
     shown = [("right", "right answers, %", 100), ("tokens", "tokens an answer", 1), ("markers", "markers an answer", 1)]
-    text = [f"Figures 1, 7 and 8, {described}: {', '.join(benchmarks)}, {decoding}; bars: 95 % intervals; step 0 is "
-            "the base."]
-    return figure(path, [(method, *what) for method in methods for what in shown], draw,
-                  "Score, length and markers over the training steps by arm", text, columns=3, size=(4.2, 3.0))
+    panels = [(method, benchmark, *what) for method in ("opd", "opsd") for benchmark in scores.benchmarks
+              if any(len(scores.of(label, [benchmark], decoding, step=step)[0]) for label in labels(method).values()
+                     for step in scores.steps(label)[:-1]) for what in shown]
+    text = [f"Figures 1, 7 and 8, {described}: {decoding}; bars: 95 % intervals; step 0 is the base."]
+    return figure(scores, name, panels, draw, "Score, length and markers over the training steps by arm", text,
+                  columns=3, size=(4.2, 3.0))
 
 
-def plot_sweeps(scores, folder):
+def plot_sweeps(scores):
     """Figure 6: scores over the clip and over the threshold of ReNIO under OPD."""
-    def draw(axis, title, runs):
-        styles = [("o", "black"), ("D", "white"), ("s", "grey"), ("^", "white")]
-        for (name, benchmarks, decoding), (marker, fill) in zip(scores.headline_columns(), styles, strict=False):
-            points = [(x, scores.of(f"opd+renio{suffix}", benchmarks, decoding)[1]) for x, suffix in runs.items()]
-            draw_intervals(axis, points, within=(0, 1), fmt=marker + "-", color="black", markerfacecolor=fill,
-                           capsize=3, linewidth=0.8, label=name)
-        axis.set(xticks=list(runs), xlabel=title, ylabel="right answers, %")
+    def draw(axis, title, runs, column):
+        name, benchmarks, decoding = column
+        points = [(x, scores.of(f"opd+renio{suffix}", benchmarks, decoding)[1]) for x, suffix in runs.items()]
+        draw_intervals(axis, points, within=(0, 1), fmt="o-", color="black", capsize=3, linewidth=0.8,
+                       label="with ReNIO")
+        for label, line in (("opd", "--"), ("base", ":")):
+            values = scores.of(label, benchmarks, decoding)[1]
+            if values:
+                axis.axhline(100 * average(values), color="black", linestyle=line, linewidth=1, label=label)
+        axis.set(xticks=list(runs), xlabel=title, ylabel="right answers, %", title=name)
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.margins(x=0.1)
+        legend_above(axis)
 
-    panels = [("clip of the log-ratio (threshold 0.8)", {2.0: "-clip2.0", 2.5: "-clip2.5", 3.0: ""}),
+    columns = scores.columns()
+    sweeps = [("clip of the log-ratio (threshold 0.8)", {2.0: "-clip2.0", 2.5: "-clip2.5", 3.0: ""}),
               ("threshold (clip 3.0)", {0.6: "-threshold0.6", 0.8: "", 1.0: "-threshold1.0"})]
-    return figure(folder / "figure6.png", panels, draw, "Scores over clip and threshold",
-                  ["Figure 6: OPD with ReNIO; bars: 95 % intervals."])
+    return figure(scores, "figure6", [(*sweep, column) for sweep in sweeps for column in columns], draw,
+                  "Scores over clip and threshold", ["Figure 6: OPD with ReNIO; bars: 95 % intervals; lines: plain OPD "
+                                                     "and the base."], columns=len(columns), size=(4.2, 3.0))
 
 
-def plot_log_ratios(folder, rollouts):
+def plot_log_ratios(scores, rollouts):
     """Figure 3: how the log-ratios of the sampled tokens are distributed.
 
     rollouts: {method: rows of rollouts.jsonl of each run}; so too in the two figures below.
@@ -1537,31 +1821,34 @@ def plot_log_ratios(folder, rollouts):
 
     values = {label: np.array([x for run in runs for r in run for x in r["log_ratios"]])
               for label, runs in rollouts.items()}
-    return figure(folder / "figure3.png", [(label, x) for label, x in values.items() if len(x)], draw,
+    return figure(scores, "figure3", [(label, x) for label, x in values.items() if len(x)], draw,
                   "Histogram of log-ratios", ["All rollouts of the plain runs, over all steps and seeds."],
                   heading="Figure 3: log-ratios of the student's own tokens")
 
 
-def plot_entropy(folder, rollouts):
-    """Figure 5: the weight against the teacher's mean entropy."""
-    def columns(run):
-        return np.array([r["teacher_entropy"] for r in run]), np.array([r["renio_weight"] for r in run])
+def weight_and_entropy(run):
+    """ReNIO's weight and the teacher's mean entropy of each rollout, from the rows of a rollouts.jsonl."""
+    return np.array([r["renio_weight"] for r in run]), np.array([r["teacher_entropy"] for r in run])
 
+
+def plot_entropy(scores, rollouts):
+    """Figure 5: the weight against the teacher's mean entropy."""
     def draw(axis, label, run):
-        axis.plot(*columns(run), ".", color="black", markersize=2, alpha=0.4)
+        axis.plot(*weight_and_entropy(run)[::-1], ".", color="black", markersize=2, alpha=0.4)
         axis.set(xlabel="teacher's mean entropy a token, nats", ylabel="ReNIO weight, before normalizing",
                  yscale="log", title=label.upper())
         axis.grid(alpha=0.3)
 
     panels = [(label, [r for run in runs for r in run]) for label, runs in rollouts.items()]
-    text = [f"{label.upper()}: rank correlation {rank_correlation(*columns(pooled)):+.2f} over {len(pooled):,} "
-            f"rollouts (by seed {', '.join(f'{rank_correlation(*columns(run)):+.2f}' for run in rollouts[label])})."
+    text = [f"{label.upper()}: rank correlation {rank_correlation(*weight_and_entropy(pooled)):+.2f} over "
+            f"{len(pooled):,} rollouts, by seed "
+            + ", ".join(f"{rank_correlation(*weight_and_entropy(run)):+.2f}" for run in rollouts[label]) + "."
             for label, pooled in panels]
-    return figure(folder / "figure5.png", panels, draw, "Weight against entropy", [" ".join(text)],
+    return figure(scores, "figure5", panels, draw, "Weight against entropy", [" ".join(text)],
                   heading="Figure 5: weight and the teacher's entropy")
 
 
-def plot_weights(scores, folder, rollouts):
+def plot_weights(scores, rollouts):
     """Weights of right and of wrong rollouts, which the paper does not show."""
     def draw(axis, label, rows):
         weights, wrong = np.array([r["renio_weight"] for r in rows]), np.array([not r["right"] for r in rows])
@@ -1575,38 +1862,39 @@ def plot_weights(scores, folder, rollouts):
         axis.legend()
 
     graded = {label: [r for run in runs for r in run if r["right"] is not None] for label, runs in rollouts.items()}
-    return figure(folder / "weights.png", [(label, rows) for label, rows in graded.items() if rows], draw,
+    return figure(scores, "weights", [(label, rows) for label, rows in graded.items() if rows], draw,
                   "Weights of right and wrong rollouts",
                   ["Of the plain runs, over all steps and seeds; rollouts cut before an answer are left out. AUC: the "
                    "chance that the weight of a wrong rollout exceeds that of a right one of the same batch."],
                   heading="Weights of right and wrong rollouts")
 
 
-def plot_seconds(scores, folder):
-    """Figure 4: seconds a step by method and length of the rollouts, without the first step, which warms up."""
+def plot_seconds(scores):
+    """Figure 4: mean seconds an optimizer step by method and length of the rollouts."""
     labels = [f"{m}{weight}{length}" for m in ("opsd", "opd") for length in ("", "@*") for weight in ("", "+renio")]
-    seconds = {label: [row["seconds"] for run in scores.logs(label, "metrics.jsonl") for row in run[1:]]
-               for label in map(scores.named, [*labels, "grpo"])}
-    quartiles = {label: np.quantile(values, [0.25, 0.5, 0.75]) for label, values in seconds.items() if values}
-    if not quartiles:
-        return []
+    means = {label: np.mean(seconds) for label in map(scores.named, [*labels, "grpo"])
+             if (seconds := scores.seconds(label))}
 
     def draw(axis):
-        low, middle, high = np.array(list(quartiles.values())).T
-        axis.barh(range(len(quartiles)), middle, xerr=[middle - low, high - middle], color="lightgrey",
-                  edgecolor="black", capsize=3)
-        axis.set_yticks(range(len(quartiles)), list(quartiles))
+        bars = axis.barh(range(len(means)), means.values(), color="lightgrey", edgecolor="black")
+        axis.bar_label(bars, fmt="%.3g", padding=3)
+        axis.margins(x=0.12)
+        axis.set_yticks(range(len(means)), list(means))
         axis.invert_yaxis()
-        axis.set(xlabel="seconds a step: median, and quartiles over steps and seeds")
+        axis.set(xlabel="seconds an optimizer step, mean over steps and seeds")
 
-    rows = [[("method", label), ("ours, median [quartiles]", f"{q[1]:.3f} [{q[0]:.3f}, {q[2]:.3f}]"),
-             ("paper, 4 H200", str(PUBLISHED_SECONDS.get(published_label(scores, label, True), "")))]
-            for label, q in quartiles.items()]
-    return figure(folder / "figure4.png", [()], draw, "Seconds a step",
-                  [*markdown_table(rows), "",
-                   "Runs side by side on one machine slow each other, so that small differences mean nothing here; "
-                   "`python tests/bench.py step` compares with and without the weight in one process."],
-                  heading="Figure 4: seconds a step", size=(6.5, 0.4 * len(quartiles) + 1.2))
+    rows = [[("method", label), ("ours, mean", f"{seconds:.3f}")] for label, seconds in means.items()]
+    if scores.student == "Qwen3-1.7B":
+        for row in rows:
+            theirs = PUBLISHED_SECONDS.get(published_label(scores, row[0][1], True), "")
+            row.append((f"{PAPER_FOR_ORDER if scores.micro else 'paper'}, on 4 H200", str(theirs)))
+    return figure(scores, "figure4", [()] * bool(means), draw, "Seconds a step",
+                  [*(markdown_table(rows) if rows else []), "",
+                   "Mean over the steps but the first, which warms up. Steps are optimizer steps, of which GRPO makes "
+                   "several on each batch of rollouts. Runs side by side on one machine slow each other, so that small "
+                   "differences mean nothing here; `python tests/bench.py step` compares with and without the weight "
+                   "in one process."],
+                  heading="Figure 4: seconds a step", size=(6.5, 0.4 * len(means) + 1.2))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1619,7 +1907,7 @@ class Section(NamedTuple):
     title: str
     labels: list
     claims: list
-    figure: Callable | None = None  # of (scores, folder); returns the lines that show it
+    figure: Callable | None = None  # of scores; returns the lines that show it
     by_length: bool = False  # compares lengths of rollouts
 
 
@@ -1673,7 +1961,24 @@ def report(folder):
 
     Prints the scores of the methods, and where the report is.
     """
-    scores = Scores(folder)
+    lines, every = [], read_folder(folder)
+    for scores in every:
+        lines += [f"# Scores{' at micro scale' * scores.micro}{' made with other settings' * bool(scores.suffix)}", ""]
+        if len(every) > 1 and not scores.suffix:
+            lines += ["Runs scored with other settings have a chapter of their own, below.", ""]
+        lines += chapter(scores)
+        in_tables = {scores.named(label) for section in SECTIONS for label in section.labels}
+        rows = [[("method", label), *((f"{title}, %", score_cell(scores, label, *what))
+                                      for title, *what in scores.headline_columns())]
+                for label in METHODS + [label for label in scores.labels if label not in in_tables]
+                if label in scores.labels]
+        print(*plain_table(rows), "", sep="\n")
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"wrote {folder / 'report.md'}")
+
+
+def chapter(scores):
+    """The lines of the report on runs with the same settings."""
     sections, claims, in_tables = [], [], set()
     for section in SECTIONS:
         labels = [label for label in map(scores.named, section.labels) if label in scores.labels]
@@ -1681,22 +1986,16 @@ def report(folder):
             continue
         in_tables.update(labels)
         sections += [f"## {section.title}", "", *score_table(scores, labels, section.by_length), ""]
-        sections += section.figure(scores, folder) if section.figure else []
+        sections += section.figure(scores) if section.figure else []
         claims += section.claims
     others = [label for label in scores.labels if label not in in_tables]
     if others:
         sections += ["## Other runs", "", *score_table(scores, others), ""]
     rollouts = {label: runs for label in ("opd", "opsd") if (runs := scores.logs(label, "rollouts.jsonl"))}
-    lines = ["# Scores" + " at micro scale" * (scores.benchmarks == ["arith"]), "", *settings_lines(scores),
-             *verdict_lines(scores, claim_rows(scores, claims) + weight_rows(scores)), *sections,
-             *plot_log_ratios(folder, rollouts), *plot_entropy(folder, rollouts),
-             *plot_weights(scores, folder, rollouts), *plot_seconds(scores, folder), *behaviour_table(scores),
-             *training_table(scores)]
-    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    rows = [[("method", label), *((f"{title}, %", score_cell(scores, label, *what))
-                                  for title, *what in scores.headline_columns())]
-            for label in METHODS + others if label in scores.labels]
-    print(*plain_table(rows), "", f"wrote {folder / 'report.md'}", sep="\n")
+    return [*settings_lines(scores),
+            *verdict_lines(scores, claim_findings(scores, claims) + rollout_findings(scores, rollouts)), *sections,
+            *plot_log_ratios(scores, rollouts), *plot_entropy(scores, rollouts), *plot_weights(scores, rollouts),
+            *plot_seconds(scores), *behaviour_table(scores), *training_table(scores)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1782,10 +2081,8 @@ def main(argv=None):
                 report(Path(folder))
             case ["report", *_]:
                 raise renio.UserError("report takes one folder")
-            case ["compare", path, other_path]:
-                compare_files(path, other_path)
-            case ["compare", *_]:
-                raise renio.UserError("compare takes two files that eval.py wrote")
+            case ["compare", *words]:
+                compare(words)
             case words:
                 args = parse_args(words)
                 try:

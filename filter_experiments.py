@@ -110,8 +110,8 @@ def draw_matched(sampler, examples, step, config, arms):
                 draw_metrics(counts), tried=min(start + block, stretch), problems=numbers)
     raise UserError(
         f"step {step + 1}: {len(taken)} of {config.batch_size} problems had a right and a wrong rollout from every "
-        f"arm, in {stretch} problems and {described(counts)} of the {config.arm} arm; raise --max_draws, --max_problems or "
-        "--prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
+        f"arm, in {stretch} problems and {described(counts)} of the {config.arm} arm; raise --max_draws, "
+        "--max_problems or --prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
 
 
 def draw_both_kinds(sampler, examples, problems, seed, max_draws, counts):

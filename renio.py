@@ -131,7 +131,7 @@ class Config:
                        low=0, high=1)
     token_reduction: Literal["sum", "mean"] = flag("sum", "over the tokens of a sample (Eq. 2: sum)")
     entry_clip: float | None = flag(None, "clamp each vocabulary entry's term of the divergence to [0, this], nats",
-                                       low=1e-9)
+                                    low=1e-9)
     weighting: Literal["none", "renio", "renio_shuffled", "ts_sample", "st_token", "iw", "pw", "correctness"] = flag(
         "none", "weights of the samples or tokens; see WEIGHTINGS in this file")
     variant: Literal["paper", "official"] = flag("paper", "the paper's equations, or the released code's behaviour")
@@ -606,8 +606,8 @@ def distillation_step(student, teacher, rollouts, config, devices, watch, seed=0
         losses.sum().backward()  # the sum of Eq. 9, which `update` divides by `total`
         mean_weights = (weights * tokens.mask).sum(1) / lengths  # (b,)
         total += mean_weights.sum() if normalized else len(micro_batch)  # B times the mean of Eq. 8, or B
-        watch.lap("student")
         records += distillation_records(micro_batch, tokens, losses, mean_weights, config)
+        watch.lap("student")
     return total, records
 
 
@@ -1145,6 +1145,8 @@ def parse_json(text, source, first_line=1):
 STEP_NAMES = "abcdefghij"
 OPERATIONS = [f"{sign}{digit}" for sign in "+-*" for digit in range(1, 10)]
 STEPS = (4, 6)  # fewest and most operations of a problem
+
+
 def apply_operation(value, operation):
     """One step: apply_operation(3, "+8") is 1, since results are taken modulo 10."""
     digit = int(operation[1:])
@@ -1528,20 +1530,19 @@ def merged_adapter(model):
     Taking the adapter off again leaves rounding errors in the weights, so they are put back from copies.
     """
     was_training = model.training
+    adapted = [layer.get_base_layer().weight for layer in adapted_layers(model)]
+    own = [weight.detach().clone() for weight in adapted]
     model.eval()
-    if not hasattr(model, "merge_adapter"):
-        yield
-    else:
-        adapted = [layer.get_base_layer().weight for layer in adapted_layers(model)]
-        own = [weight.detach().clone() for weight in adapted]
+    if adapted:
         model.merge_adapter()
-        try:
-            yield
-        finally:
+    try:
+        yield
+    finally:
+        if adapted:
             model.unmerge_adapter()
             for weight, copy in zip(adapted, own, strict=True):
                 weight.data.copy_(copy)
-    model.train(was_training)
+        model.train(was_training)
 
 
 def adapted_layers(model):
@@ -1573,7 +1574,7 @@ class RolloutSampler:
 
     def __init__(self, config, student, tokenizer, examples, devices):
         self.config, self.student, self.tokenizer, self.devices = config, student, tokenizer, devices
-        self.eos_ids, self.engine = end_ids(student, tokenizer), None
+        self.eos_ids, self.engine, self.watch = end_ids(student, tokenizer), None, Stopwatch(devices.device)
         if config.rollout_engine == "vllm":
             longest = max(len(example.student_prompt) for example in examples)
             self.engine = VllmSampler("--rollout_engine", config.model, config.dtype, devices.device,
@@ -1769,10 +1770,12 @@ class Devices:
         for module in modules:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
-        yield
-        for module in modules:
-            module.set_reshard_after_forward(True, recurse=False)
-            module.reshard()
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.set_reshard_after_forward(True, recurse=False)
+                module.reshard()
 
 
 def local_part(tensor):

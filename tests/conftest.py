@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,20 +87,53 @@ def teacher_logits(teacher, prompts, completions):
         return completion_logits(teacher.model, prompts, completions)[0]
 
 
-def write_run(folder, label, seed, right, problems=None, decodings=("sampled",), tokens=10, markers=0):
+def write_run(folder, label, seed, right, decodings=("sampled",), tokens=10, markers=0, benchmark="arith", **settings):
     """An eval.json of a problem for each entry of `right` x 2 samples, so many of each problem's samples right.
 
-    That of a checkpoint where the folder has the name of one.
+    That of a checkpoint where the folder has the name of one. settings: such as differ; problems: their checksum.
     """
     results = []
     for decoding in decodings:
         answers = [[dict(boxed="1", right=i < c, reason="equal", tokens=tokens, truncated=False, markers=markers)
                     for i in range(2)] for c in right]
-        results.append(dict(benchmark="arith", decoding=decoding, n=2, **renio_eval.scores_of_answers(answers),
+        results.append(dict(benchmark=benchmark, decoding=decoding, n=2, **renio_eval.scores_of_answers(answers),
                             problems=[dict(problem=str(i), answers=a) for i, a in enumerate(answers)]))
     settings = dict(model="base", temperature=1.0, top_p=0.95, top_k=0, max_new_tokens=64, thinking=True,
-                    engine="transformers", checksums=dict(arith=problems or "same"))
+                    engine="transformers", dtype="float32", privileged=False) | settings
+    settings["checksums"] = {benchmark: settings.pop("problems", "same")}
     folder.mkdir(parents=True)
     step = renio.step_of(folder) if folder.name.startswith("checkpoint-") else None
     (folder / "eval.json").write_text(json.dumps(dict(label=label, train_seed=seed, step=step, settings=settings,
                                                       results=results)))
+
+
+def write_all_runs(folder, seeds=(0, 1, 2)):
+    """Runs of every label of the report, with logs and rollouts; incorrect-only arms are better and longer."""
+    rng = np.random.default_rng(0)
+    labels = [label.replace("*", "16") for section in renio_eval.SECTIONS for label in section.labels]
+    curves = {*renio_eval.METHODS} - {"base", "teacher", "base with solution"}
+    for seed in seeds:
+        for label in dict.fromkeys([*labels, "my own"]):
+            better = 1.9 if "incorrect" in label else 1.0
+            run = folder / f"seed{seed}" / label
+            for step in (10, 20) if label in curves or "correct" in label or "unfiltered" in label else (None,):
+                write_run(run / f"checkpoint-{step}" if step else run, label, seed,
+                          rng.binomial(2, better / 2, 50).tolist(), decodings=("sampled", "greedy"),
+                          tokens=(10 + seed % 2) * (1 + ("incorrect" in label)), markers=int(rng.integers(2)))
+            row = dict(divergence=0.1, rollout_accuracy=0.5, key_token_share=0.1, weight_max=3.0,
+                       effective_sample_size=20.0)
+            (run / "metrics.jsonl").write_text("".join(
+                json.dumps(dict(row, step=step, seconds=0.5 + 0.01 * step,
+                                weight_auc_wrong=None if step == 8 else 0.9 + 0.02 * (seed % 2))) + "\n"
+                for step in range(1, 21)))
+            (run / "config.json").write_text(json.dumps(dict(flags=dict(
+                method="grpo" if label == "grpo" else "opd", iterations=2))))
+        for label in ("opd", "opsd"):
+            with (folder / f"seed{seed}" / label / "rollouts.jsonl").open("w") as file:
+                for _ in range(100):
+                    right = bool(rng.integers(2))
+                    weight = float(np.exp(rng.normal(0 if right else 1, 0.5)))
+                    file.write(json.dumps(dict(
+                        step=1, renio_weight=weight, right=right, truncated=False,
+                        teacher_entropy=float(np.exp(rng.normal(0, 0.2))) / weight,
+                        log_ratios=rng.normal(0, 1, 9).tolist())) + "\n")

@@ -101,9 +101,7 @@ def test_ranks_draw_different_rollouts_and_share_the_batch(config, tokenizer, mo
 
 def sampler_of(flags, model, tokenizer, examples):
     """A RolloutSampler of the model, outside of a run."""
-    sampler = renio.RolloutSampler(flags, model, tokenizer, examples, renio.Devices("cpu"))
-    sampler.watch = renio.Stopwatch("cpu")
-    return sampler
+    return renio.RolloutSampler(flags, model, tokenizer, examples, renio.Devices("cpu"))
 
 
 # --- the filter study -------------------------------------------------------------------------------------------------

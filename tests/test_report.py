@@ -1,0 +1,467 @@
+"""Statistics of eval.py, comparisons, and the report."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from conftest import write_all_runs, write_run
+from intervals import coverage, detectable, simulate
+
+import eval as renio_eval
+from eval import bootstrap_interval, holm, interval, paired_p_value, seeds_p_value, t_p_value, t_quantile
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("df, quantile", [(1, 12.7062047), (2, 4.3026527), (3, 3.1824463), (4, 2.7764451),
+                                          (7, 2.3646243), (15, 2.1314495), (29, 2.0452296), (499, 1.9647293)])
+def test_students_t_has_the_quantiles_of_its_tables(df, quantile):
+    assert t_quantile(df) == pytest.approx(quantile, abs=1e-6)
+    assert t_p_value(-quantile, df) == t_p_value(quantile, df) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_students_t_has_known_p_values():
+    assert t_p_value(1, 1) == pytest.approx(0.5) and t_p_value(0, 5) == 1.0  # Cauchy: 1 - 2 atan(1) / pi
+    assert t_p_value(2, 2) == pytest.approx(1 - 2 / np.sqrt(6))  # closed form of 2 degrees of freedom
+    assert t_p_value(4.032143, 5) == pytest.approx(0.01, abs=1e-6)
+    assert 0 <= t_p_value(1e9, 7) < 1e-15
+    by_seed = np.array([0.1, 0.2, 0.3])
+    assert seeds_p_value(by_seed) == pytest.approx(t_p_value(0.2 / (0.1 / np.sqrt(3)), 2))
+    assert all(np.isnan(seeds_p_value(np.full(seeds, 0.1))) for seeds in (0, 1, 3))  # without a spread no test
+
+
+def test_holm_keeps_what_its_steps_keep():
+    assert holm([0.04, 0.001, 0.012, 0.03]) == [False, True, True, False]  # against 0.0125, 0.0167, 0.025, 0.05
+    assert holm([0.02, np.nan, 0.04]) == [True, False, True]  # what is not tested is not counted
+    assert holm([0.03, 0.03]) == [False, False] and holm([]) == []
+
+
+def test_under_nulls_alone_holm_lets_one_stand_in_5_percent():
+    rng = np.random.default_rng(5)
+    false = sum(any(holm(rng.uniform(size=36))) for _ in range(2000)) / 2000
+    assert 0.03 < false < 0.07
+
+
+def test_the_bootstrap_interval_covers_the_mean_in_about_95_percent():
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        low, high = bootstrap_interval(rng.binomial(4, 0.6, size=100) / 4, resamples=1000)
+        covered += low <= 0.6 <= high
+    assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_the_interval_of_a_constant_is_the_constant():
+    assert bootstrap_interval([0.25] * 30) == pytest.approx((0.25, 0.25))
+
+
+def test_the_interval_over_seeds_is_students():
+    values = np.repeat([[0.2], [0.5], [0.8]], 50, axis=1)
+    half = 4.3026527 * 0.3 / np.sqrt(3)
+    assert interval(values) == pytest.approx((0.5 - half, 0.5 + half))
+    assert interval(values, within=(0, 1)) == (0.0, 1.0)
+    assert interval(values, values - 0.2) == pytest.approx((0.4 - half, 0.4 + half))  # the mean of two benchmarks
+
+
+def test_the_interval_of_one_seed_is_the_bootstrap_over_problems():
+    values = np.random.default_rng(0).binomial(4, 0.6, size=100) / 4
+    assert interval(values[None]) == pytest.approx(bootstrap_interval(values))
+
+
+def test_the_interval_for_other_problems_adds_their_spread_once():
+    # without noise: seeds shift all problems, problems differ alike in each seed
+    values = np.array([[-0.1], [0.0], [0.1]]) + np.array([0.2, 0.4, 0.6, 0.8])
+    of_seeds, of_problems = t_quantile(2) * 0.1 / np.sqrt(3), t_quantile(3) * np.std([2, 4, 6, 8], ddof=1) / 10 / 2
+    assert interval(values) == pytest.approx((0.5 - of_seeds, 0.5 + of_seeds))
+    half = np.hypot(of_seeds, of_problems)
+    assert interval(values, other_problems=True) == pytest.approx((0.5 - half, 0.5 + half))
+    half = np.hypot(of_seeds, of_problems / np.sqrt(2))  # of two benchmarks' mean
+    assert interval(values, values, other_problems=True) == pytest.approx((0.5 - half, 0.5 + half))
+    assert interval(values[:, :1], other_problems=True) == interval(values[:, :1])  # of one problem no spread is known
+    rng = np.random.default_rng(6)
+    for _ in range(20):  # never narrower than for these problems
+        values = simulate(rng, 3, 0.05, 30)[0]
+        (low, high), (lower, higher) = interval(values), interval(values, other_problems=True)
+        assert lower <= low <= high <= higher
+
+
+@pytest.mark.parametrize("problems", [30, 500])
+@pytest.mark.parametrize("seed_sd", [0, 0.05])
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+def test_both_intervals_hold_the_truth_in_about_95_percent(seeds, seed_sd, problems):
+    held, half = coverage(400, seeds, seed_sd, problems)
+    assert (0.92 <= held).all() and (held <= 0.985).all()
+    assert half[0] <= half[1]
+
+
+def test_one_seed_holds_the_truth_only_where_another_would_score_the_same():
+    assert coverage(200, 1, 0, 500)[0].min() > 0.9 and coverage(200, 1, 0.05, 500)[0].max() < 0.5
+
+
+def test_the_power_that_the_report_states():
+    for seeds, shown in ((3, 3.3), (5, 1.7), (8, 1.2), (16, 0.7)):
+        assert detectable(seeds) == pytest.approx(shown, abs=0.06)
+        values = np.random.default_rng(7).normal(detectable(seeds), 1, (2000, seeds, 1))
+        assert np.mean([interval(v)[0] > 0 for v in values]) == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_p_value_of_a_null_is_uniform_and_of_an_effect_small():
+    rng = np.random.default_rng(4)
+    nulls = np.array([paired_p_value(rng.normal(0, 1, 30), resamples=500) for _ in range(400)])
+    for level in (0.05, 0.25, 0.5, 0.75):
+        assert abs((nulls <= level).mean() - level) < 0.08
+    assert paired_p_value(rng.normal(1, 1, 30)) < 0.001
+    assert paired_p_value([0.0] * 10) == 1.0
+    assert paired_p_value([1, 1, 1]) == pytest.approx(0.25, abs=0.02)  # 2 of the 8 signs are as extreme
+
+
+def test_rank_correlation_by_hand():
+    assert renio_eval.rank_correlation([1, 2, 3], [10, 100, 1000]) == pytest.approx(1)
+    assert renio_eval.rank_correlation([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
+    assert renio_eval.rank_correlation([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert np.isnan(renio_eval.rank_correlation([1, 1], [1, 2]))
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
+
+def tables(text):
+    """The rows of every table of a Markdown text by their first cell, later tables after earlier ones."""
+    rows = {}
+    for line in text.splitlines():
+        if line.startswith("| ") and not line.startswith("| ---"):
+            first, *cells = [cell.strip() for cell in line.split("|")[1:-1]]
+            rows.setdefault(first, []).append(cells)
+    return rows
+
+
+def report_on(folder):
+    """The text of a report on the folder, and its tables."""
+    renio_eval.main(["report", str(folder)])
+    text = (folder / "report.md").read_text()
+    return text, tables(text)
+
+
+def test_the_report_shows_means_over_seeds_paired_differences_and_published_figures(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"seed{seed}" / "base", "base", seed, [1] * 20)
+        write_run(tmp_path / f"seed{seed}" / "opd", "opd", seed, [[2] * 10 + [1] * 10, [2] * 20, [1] * 20][seed])
+        write_run(tmp_path / f"seed{seed}" / "opd+renio", "opd+renio", seed, [2] * 20)
+    text, rows = report_on(tmp_path)
+    assert rows["base"][0] == ["3", "50.0 [50.0, 50.0]", "0.0", "36.89"]
+    # opd: 75, 100 and 50 percent, an sd of 25 points over seeds, so 4.303 x 25 / sqrt(3) = 62.1. A score ends at 100
+    assert rows["opd"][0] == ["3", "75.0 [12.9, 100.0]", "25.0", "40.37"]
+    # for other problems: 10 differences of 1/3 and 10 of 1/6, a variance of 73.1 points²; within a problem they vary by
+    # 219.3 from seed to seed, which alone gives means of 3 seeds that variance: nothing to add
+    assert rows["OPD improves the base"][0] == [
+        "opd − base", "arith, sampled, points", "3", "+25.0 [-37.1, +87.1]", "[-37.1, +87.1]",
+        "undecided (the interval holds 0)", "", "+3.48"]
+    assert rows["ReNIO improves OPD"][0][3].startswith("+25.0 [")
+    assert "- arith, sampled: 20 problems (checksum same), 2 answers each at temperature 1, top-p 0.95" in text
+    assert "training seeds 0, 1, 2" in text and (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_best_is_one_checkpoint_a_run_by_the_mean_of_its_columns(tmp_path):
+    write_run(tmp_path / "base", "base", 0, [1] * 20)
+    sampled, greedy = ({10: 4, 20: 20, 30: 10}, {10: 20, 20: 12, 30: 4})  # right ones of 20
+    for step in sampled:
+        path = tmp_path / "opd" / f"checkpoint-{step}"
+        write_run(path, "opd", 0, [2] * sampled[step] + [0] * (20 - sampled[step]))
+        run = json.loads((path / "eval.json").read_text())
+        shutil.rmtree(path)
+        write_run(path, "opd", 0, [2] * greedy[step] + [0] * (20 - greedy[step]), decodings=("greedy",))
+        run["results"] += json.loads((path / "eval.json").read_text())["results"]
+        (path / "eval.json").write_text(json.dumps(run))
+    _, rows = report_on(tmp_path)
+    # step 20, of mean (100 + 60) / 2, in both columns, though greedily step 10 has 100
+    assert [rows["opd"][0][i] for i in (3, 6)] == ["100.0 of 3", "60.0 of 3"]
+    assert rows["opd"][0][1].startswith("50.0 [") and rows["opd"][0][4].startswith("20.0 [")  # the last step
+
+
+def test_seeds_count_where_both_methods_have_them(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"seed{seed}" / "base", "base", seed, [seed] * 20)
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"seed{seed}" / "opd", "opd", seed, [1] * 20)
+    for seed in (2, 3):
+        write_run(tmp_path / f"seed{seed}" / "opsd", "opsd", seed, [2] * 20)
+    for seed in (4, 5, 6):
+        write_run(tmp_path / f"seed{seed}" / "opd+renio", "opd+renio", seed, [2] * 20)
+    _, rows = report_on(tmp_path)
+    # on seeds 1 and 2: 0 and -50 points
+    assert rows["OPD improves the base"][0][2:4] == ["2", "-25.0 [-342.7, +292.7]"]
+    assert [rows["OPSD improves the base"][0][i] for i in (2, 5)] == ["1", "undecided (one seed)"]
+    assert rows["ReNIO improves OPD"][0][2:7] == ["0", "", "", "undecided (no seed in common)", ""]
+
+
+def test_verdicts_are_wrong_in_5_percent_of_nulls_whatever_the_seeds_in_common():
+    rng, wrong = np.random.default_rng(3), 0
+    for _ in range(600):
+        arms = rng.normal(0, 0.05, (2, 5, 1)) + rng.normal(0, 0.1, (2, 5, 40)) + rng.normal(0, 0.2, (1, 1, 40))
+        values = arms[0][2:] - arms[1][2:]  # three of five in common
+        wrong += not renio_eval.verdict(3, interval(values)).startswith("undecided")
+    assert 0.03 < wrong / 600 < 0.07
+
+
+def test_seeds_without_a_spread_decide_nothing(tmp_path):
+    for seed in (0, 1, 2):
+        write_run(tmp_path / f"seed{seed}" / "base", "base", seed, [0] * 20)
+        write_run(tmp_path / f"seed{seed}" / "opd", "opd", seed, [2] * 10 + [0] * 10)
+    _, rows = report_on(tmp_path)
+    assert rows["OPD improves the base"][0][3] == "+50.0 [+50.0, +50.0]"
+    assert rows["OPD improves the base"][0][5:7] == ["undecided (no spread over seeds)", ""]
+
+
+def test_one_seed_decides_nothing(tmp_path):
+    write_run(tmp_path / "base", "base", 0, [0] * 20)
+    write_run(tmp_path / "opd", "opd", 0, [2] * 20)
+    text, rows = report_on(tmp_path)
+    assert rows["OPD improves the base"][0][2:7] == ["1", "+100.0 [+100.0, +100.0]", "", "undecided (one seed)", ""]
+    assert "Of 1 verdicts: 0 supported" in text and "1 undecided." in text
+
+
+def test_verdicts_find_planted_effects():
+    rng = np.random.default_rng(3)
+
+    def verdicts(effect):
+        made = []
+        for _ in range(300):
+            seeds, problems = rng.normal(0, 0.05, (3, 1)), rng.normal(0, 0.2, (1, 60))
+            made.append(renio_eval.verdict(3, interval(effect + seeds + problems + rng.normal(0, 0.2, (3, 60)))))
+        return made
+
+    assert verdicts(0.3).count("supported") > 250
+    assert verdicts(-0.3).count("not supported: the opposite") > 250
+
+
+def test_beside_a_verdict_stands_whether_it_survives_all_of_them(tmp_path):
+    scores = {"base": (5, 5, 5), "opd": (15, 17, 20), "opsd": (25, 30, 37), "opd+renio": (30, 15, 22)}
+    for label, right in scores.items():
+        for seed in (0, 1, 2):
+            write_run(tmp_path / f"seed{seed}" / label, label, seed, [2] * right[seed] + [0] * (40 - right[seed]))
+    text, rows = report_on(tmp_path)
+    claims = ["OPSD improves the base", "OPD improves the base", "ReNIO improves OPD"]
+    p = [seeds_p_value(np.array(scores[a]) - scores[b]) for a, b in (("opsd", "base"), ("opd", "base"),
+                                                                    ("opd+renio", "opd"))]
+    assert [rows[claim][0][6] for claim in claims] == ["stands", "stands", ""]
+    assert p == pytest.approx([0.0179, 0.0136, 0.433], rel=0.02)  # below 0.05 / 2, 0.05 / 3, not 0.05
+    assert holm(p) == [True, True, False] and "2 supported (2 after Holm's correction)" in text
+    for label in ("opd+renio-noclip", "opd+renio-nothreshold", "opd+iw", "opd+correctness"):  # four more: 0.05 / 7
+        for seed in (0, 1, 2):
+            write_run(tmp_path / f"seed{seed}" / label, label, seed, [2] * (10 + 9 * seed) + [0] * (30 - 9 * seed))
+    text, rows = report_on(tmp_path)
+    assert [rows[claim][0][5:7] for claim in claims[:2]] == [["supported", "does not stand"]] * 2
+    assert "(0 after Holm's correction)" in text
+
+
+def test_runs_with_other_settings_are_not_in_one_table(tmp_path):
+    for seed in (0, 1):
+        for label in ("base", "opd"):
+            write_run(tmp_path / f"seed{seed}" / label, label, seed, [1] * 20)
+    write_run(tmp_path / "cool" / "opsd", "opsd", 0, [2] * 20, temperature=0.6)
+    write_run(tmp_path / "other" / "opd", "opd", 0, [2] * 30, problems="other")
+    text, _ = report_on(tmp_path)
+    first, *others = text.split("\n# Scores")
+    assert len(others) == 2 and all(chapter.startswith(" at micro scale made with other") for chapter in others)
+    assert "temperature 1," in first and "temperature 0.6" not in first and "a chapter of their own" in first
+    assert {*tables(first)} >= {"base", "opd"} and "opsd" not in tables(first)
+    for chapter in others:
+        labels = {*tables(chapter)} & {"base", "opd", "opsd"}
+        assert labels == ({"opsd"} if "temperature 0.6" in chapter else {"opd"})
+    assert {"scores.png", "scores-2.png", "scores-3.png"} <= {path.name for path in tmp_path.glob("*.png")}
+
+
+def test_checkpoints_scored_with_other_settings_than_the_last_are_left_out(tmp_path, capsys):
+    write_run(tmp_path / "base", "base", 0, [1] * 20)
+    for step, right in ((10, 2), (20, 1), (30, 1)):
+        write_run(tmp_path / "opd" / f"checkpoint-{step}", "opd", 0, [right] * 20,
+                  max_new_tokens=128 if step == 10 else 64)
+    _, rows = report_on(tmp_path)
+    assert rows["opd"][0][:4] == ["1", "50.0 [50.0, 50.0]", "", "50.0 of 2"]
+    assert re.search("warning: .*checkpoint-10/eval.json differs from checkpoint-30 in max_new_tokens; left out",
+                     capsys.readouterr().err)
+
+
+def test_two_runs_with_one_label_and_seed_are_an_error_that_names_both(tmp_path):
+    for folder in ("a", "b"):
+        write_run(tmp_path / folder, "opd", 3, [1] * 20)
+    with pytest.raises(SystemExit, match="a/eval.json and .*b/eval.json are both opd with training seed 3"):
+        renio_eval.main(["report", str(tmp_path)])
+    shutil.rmtree(tmp_path / "b")
+    write_run(tmp_path / "b", "opd", 3, [1] * 20, benchmark="aime24")  # trained for math beside arith: no error
+    report_on(tmp_path)
+
+
+@pytest.mark.parametrize("model, benchmark, titles", [
+    ("runs/base", "arith", ["the paper's Qwen3-1.7B in math, for the order alone"]),
+    ("Qwen/Qwen3-1.7B", "aime24", ["paper"]), ("Qwen/Qwen3-4B", "aime24", ["paper"]), ("my/model", "aime24", []),
+    ("Qwen/Qwen3-1.7B", "amc23", ["paper"])])
+def test_the_papers_figures_stand_only_beside_its_models(tmp_path, model, benchmark, titles):
+    for label in ("base", "opsd"):
+        write_run(tmp_path / label, label, 0, [1] * 20, benchmark=benchmark, model=model)
+        (tmp_path / label / "metrics.jsonl").write_text(json.dumps(dict(step=1, seconds=1.0)) + "\n"
+                                                        + json.dumps(dict(step=2, seconds=1.0)) + "\n")
+    text, rows = report_on(tmp_path)
+    assert [title for title in rows["method"][0] if "paper" in title] == titles
+    figures = {"arith": "40.83", "aime24": {"Qwen/Qwen3-1.7B": "53.06", "Qwen/Qwen3-4B": "75.56"}.get(model, "")}
+    if titles:
+        assert rows["opsd"][0][-1] == figures.get(benchmark, "")  # amc23 is none of its benchmarks
+    assert ("4.61" in text) == (model != "my/model" and "4B" not in model)  # Figure 4 is of 1.7B
+    assert "paper" in rows["claim"][0][-1] or figures.get(benchmark, "") == ""
+
+
+def test_a_folder_without_scores_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="no eval.json below it"):
+        renio_eval.main(["report", str(tmp_path)])
+
+
+def test_the_report_holds_every_table_and_figure(tmp_path):
+    write_all_runs(tmp_path)
+    text, rows = report_on(tmp_path)
+    for section in renio_eval.SECTIONS:
+        assert f"## {section.title}" in text
+    for name in ("scores", "figure1", "figure1-matched", "figure3", "figure4", "figure5", "figure6", "weights",
+                 "steps"):
+        assert f"({name}.png)" in text and (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
+    for claim, *_ in (claim for section in renio_eval.SECTIONS for claim in section.claims):
+        sampled, greedy = rows[claim.replace("*", "16")]
+        for row in (sampled, greedy):
+            assert row[5] in ("supported", "undecided (the interval holds 0)", "undecided (no spread over seeds)",
+                              "not supported: the opposite")
+            assert (row[6] == "") == row[5].startswith("undecided") and row[2] == "3" and row[4].startswith("[")
+    # the planted effects
+    for row in rows["incorrect-only beats correct-only in OPD"]:
+        assert row[5] == "supported"
+    assert rows["incorrect-only beats correct-only in OPD"][0][-1] == "+2.60"
+    assert rows["incorrect-only makes longer answers than correct-only in OPSD"][0][1:7] == [
+        "arith, sampled, tokens an answer", "3", "+10.33 [+8.90, +11.77]", "[+8.90, +11.77]", "supported",
+        "does not stand"]
+    # AUCs of 0.9, 0.92, 0.9 a seed: 0.40667 +- 4.303 x 0.011547 / sqrt(3)
+    assert rows["the weight ranks wrong rollouts above right ones in OPD"][0][:7] == [
+        "AUC − 0.5 within a batch", "rollouts", "3", "+0.407 [+0.378, +0.435]", "", "supported", "stands"]
+    row = rows["higher weights go with lower entropy of the teacher in OPSD"][0]
+    assert row[:3] == ["− rank correlation", "rollouts", "3"] and row[4:] == ["", "supported", "stands", "above 0"]
+    assert re.search(r"OPSD: rank correlation -0.9\d over 300 rollouts, by seed -0.9\d, -0.9\d, -0.9\d\.", text)
+    # the paper's short rollouts are ours with @16
+    assert rows["opd@16"][0][-1] == "40.37" and [row[-1] for row in rows["opd"]][1] == "41.38"
+    assert "## Other runs" in text and rows["my own"][0][0] == "3"
+    assert text.index("## Verdicts") < text.index("## Tables 1 and 2")
+
+
+def test_seconds_are_means_over_steps_and_grpos_are_optimizer_steps(tmp_path):
+    write_all_runs(tmp_path, seeds=(0, 1))
+    _, rows = report_on(tmp_path)
+    mean = np.mean([0.5 + 0.01 * step for step in range(2, 21)])  # without the first
+    [opd], [grpo] = ([row for row in rows[label] if len(row) == 2] for label in ("opd", "grpo"))  # and the paper's
+    assert (opd[0], grpo[0]) == (f"{mean:.3f}", f"{mean / 2:.3f}")  # --iterations 2
+
+
+def panels_of(monkeypatch, draw):
+    """The titles of the panels of each figure that draw() makes, by its name."""
+    made = {}
+    monkeypatch.setattr(renio_eval, "figure", lambda scores, name, panels, *_, **__: made.update({name: panels}) or [])
+    draw()
+    return made
+
+
+def test_figures_have_a_panel_a_benchmark(tmp_path, monkeypatch):
+    for label in ("base", "opd", "opd+renio", "opd-correct", "opd-incorrect", "opd+renio-clip2.0", "opsd"):
+        for step in (10, 20) if label not in ("base", "opd+renio-clip2.0") else (None,):
+            path = tmp_path / label / (f"checkpoint-{step}" if step else "")
+            whole = None
+            for benchmark in ("aime24", "aime25"):
+                write_run(path, label, 0, [1] * 10, benchmark=benchmark)
+                run = json.loads((path / "eval.json").read_text())
+                if whole is None:
+                    whole = run
+                    shutil.rmtree(path)
+            whole["results"] += run["results"]
+            whole["settings"]["checksums"] |= run["settings"]["checksums"]
+            (path / "eval.json").write_text(json.dumps(whole))
+    [scores] = renio_eval.read_folder(tmp_path)
+    made = panels_of(monkeypatch, lambda: [renio_eval.plot_filter(scores), renio_eval.plot_sweeps(scores),
+                                           renio_eval.plot_steps(scores)])
+    assert [panel[:3] for panel in made["figure1"]] == [
+        ("opd", benchmark, key) for benchmark in ("aime24", "aime25") for key in ("right", "tokens", "markers")]
+    titles = ["aime24, sampled", "aime25, sampled", "math mean, sampled"]
+    assert [panel[2][0] for panel in made["figure6"]] == titles * 2
+    assert [(method, column[0]) for method, column in made["steps"]] == [
+        ("opd", "math mean, sampled"), ("opsd", "math mean, sampled")]
+    monkeypatch.undo()
+    report_on(tmp_path)  # and all of them can be drawn
+
+
+def test_the_report_prints_the_scores_of_the_methods_and_its_path(tmp_path, capsys):
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed{seed}" / "base", "base", seed, [1] * 20, decodings=("sampled", "greedy"))
+        write_run(tmp_path / f"seed{seed}" / "mine", "base with solution", seed, [2] * 20)
+    renio_eval.main(["report", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines() == [
+        "method              arith, sampled, %     arith, greedy, %",
+        "base                50.0 [50.0, 50.0]     50.0 [50.0, 50.0]",
+        "base with solution  100.0 [100.0, 100.0]",
+        "", f"wrote {tmp_path / 'report.md'}"]
+
+
+def test_a_printed_table_leaves_out_columns_that_do_not_fit():
+    rows = [[("method", "a"), *((f"column {i}", "x" * 40) for i in range(3))]] * 2
+    assert {len(line) for line in renio_eval.plain_table(rows)} == {6 + 2 * 42, 6 + 2 + 40 + 2 + 8}
+
+
+def test_a_file_that_is_no_evaluation_ends_the_report_with_one_line(tmp_path):
+    (tmp_path / "eval.json").write_text('{"label": "opd"}')
+    with pytest.raises(SystemExit, match=f"{tmp_path / 'eval.json'}: not a file that eval.py wrote") as error:
+        renio_eval.main(["report", str(tmp_path)])
+    assert "\n" not in str(error.value)
+
+
+# --- compare ----------------------------------------------------------------------------------------------------------
+
+def test_compare_pairs_two_evaluations_by_problem(tmp_path, capsys):
+    write_run(tmp_path / "a", "opd", 0, [0, 1, 2, 1] * 5)
+    write_run(tmp_path / "b", "opd+renio", 1, [1, 2, 2, 2] * 5)
+    write_run(tmp_path / "c", "other", 0, [1] * 20, problems="other")
+    files = {name: str(tmp_path / name / "eval.json") for name in "abc"}
+    renio_eval.main(["compare", files["a"], files["b"]])
+    assert re.fullmatch(r"arith, sampled: opd\+renio 87.5 − opd 50.0 = \+37.5 \[\+2\d.\d, \+4\d.\d\] points, "
+                        r"p = 0.000\d over problems, which says nothing of another training\n", capsys.readouterr().out)
+    (tmp_path / "d.json").write_text("{}")
+    for words, message in (([files["a"], files["c"]], "differ in problems$"),
+                           ([files["a"], files["c"], "--other_settings"], "differ in problems$"),
+                           ([files["a"]], "compare takes two"), ([*files.values()], "compare takes two"),
+                           (["vs", files["a"]], "compare takes two"),
+                           ([files["a"], str(tmp_path / "no.json")], "not a file that eval.py wrote"),
+                           ([files["a"], str(tmp_path / "d.json")], "not a file that eval.py wrote")):
+        with pytest.raises(SystemExit, match=message):
+            renio_eval.main(["compare", *words])
+
+
+def test_compare_refuses_other_settings_unless_told(tmp_path, capsys):
+    files = []
+    for name, settings in (("a", {}), ("b", dict(temperature=0.6, engine="vllm")), ("c", dict(privileged=True))):
+        write_run(tmp_path / name, name, 0, [1] * 20, **settings)
+        files.append(str(tmp_path / name / "eval.json"))
+    for other, names in ((files[1], "engine, temperature"), (files[2], "privileged")):
+        with pytest.raises(SystemExit, match=f"differ in {names}; --other_settings compares them all the same"):
+            renio_eval.main(["compare", files[0], other])
+        renio_eval.main(["compare", files[0], other, "--other_settings"])
+        assert "= +0.0 [+0.0, +0.0] points" in capsys.readouterr().out
+
+
+def test_compare_takes_several_seeds_a_side(tmp_path, capsys):
+    first, second = [], []
+    for seed, right in enumerate((10, 12, 14, 16)):
+        for side, label, more in ((first, "opd", 0), (second, "opsd", seed + 1)):
+            write_run(tmp_path / f"{label}{seed}", label, seed, [2] * (right + more) + [0] * (20 - right - more))
+            side.append(str(tmp_path / f"{label}{seed}" / "eval.json"))
+    renio_eval.main(["compare", *first[:3], "vs", *second])  # seed 3 is on one side only
+    values = np.array([0.05, 0.1, 0.15])
+    half = t_quantile(2) * 5 / np.sqrt(3)
+    assert re.fullmatch(
+        rf"arith, sampled: opsd 70.0 − opd 60.0 = \+10.0 \[{10 - half:+.1f}, {10 + half:+.1f}\] points, "
+        rf"p = {seeds_p_value(values):.4f} over 3 training seeds; other problems too \[-?\+?[\d.]+, \+[\d.]+\]\n"
+        .replace("[+", r"[\+").replace(", +", r", \+"), capsys.readouterr().out)
+    with pytest.raises(SystemExit, match="no training seed"):
+        renio_eval.main(["compare", *first[:2], "vs", *second[2:]])
+    with pytest.raises(SystemExit, match="are both the first side with training seed 0"):
+        renio_eval.main(["compare", first[0], second[0], "vs", second[0]])
