@@ -21,7 +21,7 @@ cd "$(dirname "$0")"
 #       curve    renio.py; scored at every checkpoint
 #       filter   filter_experiments.py; scored at every checkpoint
 #       matched  likewise, three arms side by side, each in a process and a folder of its own
-#       eval     eval.py on a model as it is; for the first seed only where that makes no difference
+#       eval     eval.py on a model as it is; each seed samples anew, so that differences to it can be paired
 # A name with code- has code in place of math. For what stands in braces see the settings.
 read -r -d '' RUNS <<'END' || true
 # name                 scales      kind    flags
@@ -70,8 +70,8 @@ opd+renio-clip2.5      all         train   --method opd --teacher {teacher} --we
 opd+renio-threshold0.6 all         train   --method opd --teacher {teacher} --weighting renio --threshold 0.6
 opd+renio-threshold1.0 all         train   --method opd --teacher {teacher} --weighting renio --threshold 1.0
 
-opd+renio_shuffled     all         train   --method opd --teacher {teacher} --weighting renio_shuffled
-opsd+renio_shuffled    all         train   --method opsd --weighting renio_shuffled
+opd+renio_shuffled     all         curve   --method opd --teacher {teacher} --weighting renio_shuffled
+opsd+renio_shuffled    all         curve   --method opsd --weighting renio_shuffled
 opd+correctness        all         train   --method opd --teacher {teacher} --weighting correctness
 opsd+correctness       all         train   --method opsd --weighting correctness
 opd+iw                 all         train   --method opd --teacher {teacher} --weighting iw
@@ -275,7 +275,7 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
       job "$name" "${folders[@]/%//final}" -- "${launch[@]}" "$script" --scale "$SCALE" --seed "$SEED" \
         ${training[@]+"${training[@]}"} "${flags[@]}" --output_dir "$DIR/$name" --resume
       ;;
-    score:eval) if [ "$SCALE" = micro ] || [ "$SEED" = "${SEEDS%% *}" ]; then score "$DIR/$name" "${flags[@]}"; fi ;;
+    score:eval) score "$DIR/$name" --seed "$SEED" "${flags[@]}" ;;
     score:train | score:curve | score:filter | score:matched) for folder in "${folders[@]}"; do score "$folder"; done ;;
   esac
 }
@@ -459,7 +459,7 @@ esac
 case $1 in
   test)
     setup requirements.txt tests/requirements.txt
-    "$PYTHON" -m pytest -q tests
+    "$PYTHON" -m pytest -q --numprocesses 2 --dist loadfile tests
     ;;
   setup) setup requirements.txt ;;
   --list) list ;;
