@@ -42,7 +42,7 @@ def in_own_process(*words):
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
 
-def one_loss(kind, n, width, beta, train_head, threads, repeats):
+def one_loss(kind, n, width, beta, entry_clip, train_head, threads, repeats):
     """Seconds and extra peak memory of forward and backward for N tokens, plain or fused."""
     import torch
 
@@ -56,15 +56,16 @@ def one_loss(kind, n, width, beta, train_head, threads, repeats):
     tokens = torch.randint(vocabulary, (n,))
     hidden.requires_grad_()
     head.requires_grad_(train_head)
+    settings = beta, 1.1, entry_clip or None, "official" if entry_clip else "none"
 
     def plain():
         student, teacher = hidden @ head.T, teacher_hidden @ teacher_head.T
-        divergence = token_divergence(student[None], teacher[None], beta, 1.1)[0]
+        divergence = token_divergence(student[None], teacher[None], *settings)[0]
         token_logprobs(student.detach(), tokens, 1.1), token_logprobs(teacher, tokens, 1.1)
         divergence.sum().backward()
 
     def fused():
-        fused_divergence(hidden, teacher_hidden, head, teacher_head, tokens, beta, 1.1).divergence.sum().backward()
+        fused_divergence(hidden, teacher_hidden, head, teacher_head, tokens, *settings).divergence.sum().backward()
 
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024  # resident now, kB
     took = seconds(plain if kind == "plain" else fused, repeats)
@@ -73,13 +74,14 @@ def one_loss(kind, n, width, beta, train_head, threads, repeats):
 
 
 def bench_loss(args):
-    print(f"{'N':>5} {'D':>4} {'beta':>4} {'head':>6}   {'plain':>7}  {'fused':>7}  ratio"
+    print(f"{'N':>5} {'D':>4} {'beta':>4} {'clip':>4} {'head':>6}   {'plain':>7}  {'fused':>7}  ratio"
           f"    {'plain':>6}  {'fused':>6}  ratio")
-    for n, width, beta, head in ((1024, 256, 0.0, 0), (1024, 512, 0.0, 0), (1024, 256, 0.5, 0), (1024, 256, 1.0, 0),
-                                 (1024, 256, 0.0, 1), (4096, 256, 0.0, 0)):
-        words = n, width, beta, head, args.threads, args.repeats
+    for n, width, beta, clip, head in ((1024, 256, 0.0, 0, 0), (1024, 256, 0.0, 0.05, 0), (1024, 512, 0.0, 0, 0),
+                                       (1024, 256, 0.5, 0, 0), (1024, 256, 1.0, 0, 0), (1024, 256, 0.0, 0, 1),
+                                       (4096, 256, 0.0, 0, 0)):
+        words = n, width, beta, clip, head, args.threads, args.repeats
         fused = in_own_process("one_loss", "fused", *words)
-        line = f"{n:>5} {width:>4} {beta:>4} {'trains' if head else 'frozen':>6}"
+        line = f"{n:>5} {width:>4} {beta:>4} {clip or '':>4} {'trains' if head else 'frozen':>6}"
         if n > 1024:  # the full logits would need a machine of another size
             print(f"{line}            {fused['seconds']:6.2f} s                   {fused['gb']:5.2f} GB")
             continue
@@ -240,8 +242,8 @@ def bench_import(args):
 
 def main():
     if sys.argv[1:2] == ["one_loss"]:
-        kind, n, width, beta, head, threads, repeats = sys.argv[2:]
-        return one_loss(kind, int(n), int(width), float(beta), head == "1", int(threads), int(repeats))
+        kind, n, width, beta, clip, head, threads, repeats = sys.argv[2:]
+        return one_loss(kind, int(n), int(width), float(beta), float(clip), head == "1", int(threads), int(repeats))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["loss", "step", "devices", "sample", "import"])
     parser.add_argument("--model", default="init:micro")
