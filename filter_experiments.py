@@ -52,6 +52,10 @@ class FilterConfig(Config):
     max_draws: int = flag(16, "free: rollouts at most for each that an update takes; matched: for each problem", low=1)
     max_problems: int = flag(8, "matched: problems tried at most for each one that an update takes", low=1)
 
+    @property
+    def shares_devices(self):
+        return self.design == "matched"
+
 
 def belongs(right, arm):
     """Whether an arm trains on a rollout that is right, wrong (False) or can't be graded (None)."""
@@ -152,7 +156,7 @@ def study(config, devices):
     def draw_arm(sampler, examples, step, config, _):
         return draw_matched(sampler, examples, step, config, devices)
 
-    train(config, Devices(devices.device), draw_arm, config.max_problems)
+    train(config, Devices(devices.device, lock=devices.lock), draw_arm, config.max_problems)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ descends the divergence between the two (Eq. 2-3), and ReNIO multiplies each sam
 much more the student than the teacher believed in the tokens where they differ most (Eq. 4-9), without looking at
 the answer. Source: "ReNIO", arXiv 2606.23104v1; equations carry the paper's numbers.
 
-Left out, since they are bugs of the released code: special tokens stripped from the prompt before sampling, which drops
-the first tokens of each completion from the teacher's context, and prompts padded on the right, which shifts positions.
-Left out of GRPO: its KL term, which the released script switches off too.
+Left out of the released code: it strips special tokens from the prompt before sampling (its authors say that the
+paper's results were made so) but counts them afterwards, which drops the first tokens of each completion from the
+teacher's context; and it pads prompts on the right, which shifts positions. Left out of GRPO: its KL term, which the
+released script switches off too.
 
 This file imports nothing of the project's: alone in a folder, it trains. Read it from the top:
   flags and presets       Config: the paper's settings, and those in which the released code differs
@@ -29,12 +30,12 @@ math grader, models, vLLM, processes and FSDP2, the output folder, the log, the 
 """
 
 import contextlib
-import functools
 import gzip
 import hashlib
 import importlib
 import importlib.metadata
 import inspect
+import io
 import json
 import math
 import os
@@ -49,7 +50,8 @@ import tempfile
 import threading
 import time
 import zlib
-from dataclasses import asdict, dataclass, field, fields
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,6 +71,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     HfArgumentParser,
@@ -90,12 +93,15 @@ def flag(default, text, low=None, high=None):
 class Config:
     """Flags of a training run. An explicit flag wins over --variant, and that over --scale and --method."""
 
+    shares_devices = False  # whether several processes may compute on one GPU: not a flag
+
     output_dir: str | None = flag(None, "where config.json, metrics.jsonl, checkpoint-N/ and final/ go (required)")
-    scale: Literal["micro", "small", "paper"] = flag(
-        "micro", "preset: micro needs no download, paper is Tables 5 and 6")
+    scale: Literal["micro", "small", "one", "paper"] = flag(
+        "micro", "preset: micro needs no download, one fits a GPU of 24 GB, paper is Tables 5 and 6")
     method: Literal["sft", "grpo", "opd", "opsd"] = flag(
         "opd", "fine-tuning on solutions, reinforcement learning, distillation, or self-distillation")
     resume: bool = flag(False, "go on from the newest checkpoint in output_dir, or start where there is none")
+    preflight: bool = flag(False, "only check what the run needs and make a short step; output_dir stays as it is")
     seed: int = flag(0, "seed of initial weights, data order and rollouts", low=0)
 
     # models
@@ -112,6 +118,9 @@ class Config:
     dataset: str = flag("siyanzhao/Openthoughts_math_30k_opsd",
                         "hub name, .json, .jsonl or .parquet file, or the synthetic arith, arith-gaps")
     task: Literal["math", "code", "arith"] = flag("math", "which prompts to use")
+    student_prompt: str | None = flag(None, "message with {problem}, or @file; without it that of PROMPTS in this file")
+    teacher_prompt: str | None = flag(None, "likewise, with {solution} if privileged; a column teacher_prompt wins")
+    privileged: bool = flag(False, "whether the teacher's prompt holds the solution; without the flag: opsd's does")
     student_thinking: bool = flag(False, "thinking mode of the chat template in the student's prompt")
     teacher_thinking: bool = flag(True, "thinking mode of the chat template in the teacher's prompt")
     max_prompt_tokens: int = flag(4096, "problems with a longer prompt (either side) are skipped and counted", low=1)
@@ -129,6 +138,9 @@ class Config:
     # loss
     beta: float = flag(0.0, "divergence: 0 forward KL(T||S), 1 reverse KL(S||T), between them generalized JSD",
                        low=0, high=1)
+    estimator: Literal["full", "sampled"] = flag(
+        "full", "of the divergence: over the vocabulary, or at the sampled token alone (reverse KL, --beta 1)")
+    skip_tokens: int = flag(0, "leave so many first tokens of each rollout out of loss and weight", low=0)
     token_reduction: Literal["sum", "mean"] = flag("sum", "over the tokens of a sample (Eq. 2: sum)")
     entry_clip: float | None = flag(None, "clamp each vocabulary entry's term of the divergence to [0, this], nats",
                                     low=1e-9)
@@ -164,6 +176,7 @@ class Config:
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
              prefix_tokens=40, temperature=1.0, micro_batch_size=32, learning_rate=3e-4, max_steps=50,
              max_prompt_tokens=256, save_steps=10)
+ONE = dict(max_prompt_tokens=2048, micro_batch_size=8, vllm_memory=0.4)  # 24 GB hold it: tests/test_devices.py
 SCALES = {  # what differs from the paper's settings, the defaults above
     "micro": {"sft": MICRO | dict(learning_rate=1e-3, max_steps=1000, schedule_steps=1000, warmup_steps=50,
                                   save_steps=200, max_grad_norm=1.0, token_reduction="mean"),
@@ -172,12 +185,20 @@ SCALES = {  # what differs from the paper's settings, the defaults above
     "small": dict.fromkeys(("sft", "grpo", "opd", "opsd"), dict(
         model="HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32", batch_size=8, learning_rate=1e-5,
         gradient_checkpointing=False, prefix_tokens=256)),
+    "one": {"sft": ONE, "grpo": ONE, "opsd": ONE,
+            "opd": ONE | dict(model="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B")},
     "paper": {"sft": {}, "opd": dict(teacher="Qwen/Qwen3-8B"), "opsd": {},
-              # 300 updates, two on each batch of rollouts
-              "grpo": dict(prefix_tokens=16_000, temperature=1.2, max_steps=150, token_reduction="mean")},
+              # 300 updates, two on each batch of rollouts; thinking is off in opd and opsd only
+              "grpo": dict(prefix_tokens=16_000, temperature=1.2, max_steps=150, token_reduction="mean",
+                           student_thinking=True)},
 }
-VARIANTS = {"paper": {}, "official": dict(token_reduction="mean", entry_clip=0.05, top_p=0.95, top_k=20,
-                                          max_grad_norm=1.0, schedule_steps=126)}
+OFFICIAL = dict(token_reduction="mean", entry_clip=0.05, top_p=0.95, top_k=20, max_grad_norm=1.0, schedule_steps=126,
+                max_prompt_tokens=20_000)  # for 1.7B; what depends on the model's size stands in run_all.sh
+VARIANTS = {
+    "paper": dict.fromkeys(("sft", "grpo", "opd", "opsd"), {}),
+    "official": {"sft": {}, "opd": OFFICIAL, "opsd": OFFICIAL,
+                 "grpo": dict(max_grad_norm=1.0, schedule_steps=150, max_prompt_tokens=2048)},
+}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The weight.
@@ -252,14 +273,10 @@ class TokenColumns(NamedTuple):
 
 def renio_weights(tokens, config):
     """ReNIO (Eq. 4-7): samples in whose key tokens the student was more confident than the teacher weigh more."""
-    return sample_weights(tokens.student_logprobs, tokens.teacher_logprobs, tokens.mask, config.threshold,
-                          config.log_ratio_clip, config.log_ratio_clip_min)[:, None]
-
-
-def official_weights(tokens, config):
-    """ReNIO as the released code has it, which normalizes over the micro-batch."""
-    return official_sample_weights(tokens.student_logprobs, tokens.teacher_logprobs, tokens.mask, config.threshold,
-                                   config.log_ratio_clip, norm=config.weight_norm)[:, None]
+    given = tokens.student_logprobs, tokens.teacher_logprobs, tokens.mask, config.threshold, config.log_ratio_clip
+    if config.variant == "official":
+        return official_sample_weights(*given, norm="none")[:, None]
+    return sample_weights(*given, config.log_ratio_clip_min)[:, None]
 
 
 def ts_sample_weights(tokens, config):
@@ -287,7 +304,7 @@ def iw_weights(tokens, config, gamma=0.5):
 
 def pw_weights(tokens, config, least=0.25, middle=0.30, width=0.10):
     """PW-OPSD (arXiv 2605.21606): by the token's place alone, least + (1 - least) sigmoid((t/T - middle) / width)."""
-    place = tokens.mask.cumsum(1) / tokens.mask.sum(1, keepdim=True)  # t / T, t from 1
+    place = tokens.mask.cumsum(1) / tokens.mask.sum(1, keepdim=True).clamp(min=1)  # t / T, t from 1
     return least + (1 - least) * torch.sigmoid((place - middle) / width)
 
 
@@ -310,11 +327,21 @@ WEIGHTINGS = {  # of --weighting -> the function, and whether its weights are di
 
 
 def weighting(config):
-    """The function of --weighting, and whether `update` divides by the batch's mean weight."""
-    if config.variant == "official" and config.weighting == "renio":
-        return official_weights, False
+    """The function of --weighting, and over what its mean weight is taken (Eq. 8): batch, micro-batch, or None."""
     weigh, normalized = WEIGHTINGS[config.weighting]
-    return weigh, normalized and config.weight_norm == "batch"
+    if not normalized or config.weight_norm == "none":
+        return weigh, None
+    return weigh, "micro-batch" if config.variant == "official" else "batch"
+
+
+def sample_means(weights, mask):
+    """The weight of each sample (b,): its own, of weights (b, 1), or the mean of its tokens', of weights (b, T)."""
+    return weights[:, 0] if weights.shape[1] == 1 else mean_over(mask, weights)
+
+
+def official_normalized(weights, mask):
+    """Weights (b, T) or (b, 1) as the released code normalizes them: by the micro-batch's mean, at most 10."""
+    return (weights / sample_means(weights, mask).mean()).clamp(max=10.0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -349,6 +376,16 @@ def token_divergence(student_logits, teacher_logits, beta=0.0, temperature=1.0, 
     return terms.sum(-1)  # (B, T)
 
 
+def sampled_divergence(student_logprobs, teacher_logprobs):
+    """The reverse KL as the sampled tokens alone estimate it, log p_S - log p_T: (B, T), in nats (--estimator sampled).
+
+    student_logprobs, teacher_logprobs: (B, T), of tokens drawn from p_S. Its gradient is a policy gradient whose reward
+    is minus the log-ratio (Eq. 10-15); its expectation is the gradient of `token_divergence` with beta 1.
+    """
+    log_ratio = (student_logprobs - teacher_logprobs).detach()
+    return log_ratio * (1 + student_logprobs - student_logprobs.detach())  # the factor is 1, with a gradient
+
+
 def token_logprobs(logits, tokens, temperature):
     """Log-probabilities (B, T) of the tokens (B, T) under logits (B, T, V) at the temperature, in float32 or finer."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
@@ -358,13 +395,12 @@ def token_logprobs(logits, tokens, temperature):
 # ---------------------------------------------------------------------------------------------------------------------
 # Prompts and models: what student and teacher are asked, and their hidden states on the completions.
 
-PROMPTS = {  # task -> what the student sees, what the teacher of self-distillation sees; our own wording of the paper's
+PROMPTS = {  # task -> what the student is told, what a privileged teacher is told; our own wording of the release's
     "math": (
-        "{problem}\n\nReason step by step and put the final answer in \\boxed{{}}.",
+        "{problem}\n\nReason step by step and put the final answer in \\boxed{}.",
         "{problem}\n\nA correct reference solution follows.\n--- reference begins ---\n{solution}\n"
         "--- reference ends ---\n\nStudy the reference until you understand why it works. Then solve the problem "
-        "afresh, in your own words and without quoting it. Reason step by step and put the final answer in "
-        "\\boxed{{}}."),
+        "afresh, in your own words and without quoting it. Reason step by step and put the final answer in \\boxed{}."),
     "code": (
         "{problem}\n\nReason step by step and end with the complete program in one ```python block.",
         "{problem}\n\nA correct reference program follows.\n--- reference begins ---\n{solution}\n"
@@ -379,16 +415,37 @@ class UserError(Exception):
     """A mistake in flags, files or data, told to the user in one line without a traceback."""
 
 
-def prompt_ids(tokenizer, task, row, thinking, privileged=False):
-    """Token ids of the chat prompt for `row`, ending where the assistant's answer begins.
+def prompt_templates(config):
+    """The templates of the student's message and of the teacher's (for sft: of a row with the solution)."""
+    student, privileged = PROMPTS[config.task]
+    student = read_template("--student_prompt", config.student_prompt) or student
+    teacher = read_template("--teacher_prompt", config.teacher_prompt)
+    return student, teacher or (privileged if config.privileged or config.method == "sft" else student)
 
-    privileged: the prompt also holds row["solution"], as that of the teacher in self-distillation (OPSD) does.
-    Raises UserError where the tokenizer has no chat template.
+
+def read_template(flag, value):
+    """The text of a template that the flag gives as it is or as @file. Raises UserError where there is no such file."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag} {value}: can't be read ({error})") from None
+
+
+def fill_prompt(template, row):
+    """The template with the row's problem and solution; other braces, as in \\boxed{}, stay as they are."""
+    return re.sub(r"\{(problem|solution)\}", lambda match: row[match[1]], template)
+
+
+def prompt_ids(tokenizer, message, thinking):
+    """Token ids of a chat with this message of the user, ending where the assistant's answer begins.
+
+    thinking: the chat template's `enable_thinking`. Raises UserError where the tokenizer has no chat template.
     """
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no chat template: use an instruct model")
-    text = PROMPTS[task][privileged].format(**row)
-    return tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
+    return tokenizer.apply_chat_template([{"role": "user", "content": message}], add_generation_prompt=True,
                                          enable_thinking=thinking, tokenize=True, return_dict=False)
 
 
@@ -565,8 +622,8 @@ def draw_rollouts(sampler, examples, step, config, devices):
     """
     repeats = config.generations if config.method == "grpo" else 1
     problems = config.batch_size // repeats
-    mine = devices.part_of(examples[step * problems : (step + 1) * problems])
-    return sampler([example for example in mine for _ in range(repeats)], rollout_seed(config, step, devices.rank)), {}
+    batch = [example for example in examples[step * problems : (step + 1) * problems] for _ in range(repeats)]
+    return sampler(devices.part_of(batch), rollout_seed(config, step, devices.rank)), {}
 
 
 def rollout_seed(config, step, rank):
@@ -599,13 +656,14 @@ def distillation_step(student, teacher, rollouts, config, devices, watch, seed=0
     for micro_batch in micro_batches(rollouts, config):
         tokens = token_columns(student, teacher, micro_batch, config, watch)  # d of Eq. 2, log p of Eq. 4, (b, T) each
         weights = weigh(tokens, config)  # w, Eq. 4-7, (b, T) or (b, 1)
-        lengths = tokens.mask.sum(1)  # (b,)
+        if normalized == "micro-batch":
+            weights = official_normalized(weights, tokens.mask)
         losses = (weights * tokens.divergence).sum(1)  # w D, (b,), D of Eq. 2
         if config.token_reduction == "mean":
-            losses = losses / lengths
+            losses = losses / tokens.mask.sum(1).clamp(min=1)
         losses.sum().backward()  # the sum of Eq. 9, which `update` divides by `total`
-        mean_weights = (weights * tokens.mask).sum(1) / lengths  # (b,)
-        total += mean_weights.sum() if normalized else len(micro_batch)  # B times the mean of Eq. 8, or B
+        mean_weights = sample_means(weights, tokens.mask)  # (b,)
+        total += mean_weights.sum() if normalized == "batch" else len(micro_batch)  # B times Eq. 8's mean, or B
         records += distillation_records(micro_batch, tokens, losses, mean_weights, config)
         watch.lap("student")
     return total, records
@@ -621,15 +679,21 @@ def rollout_hidden(student, rollouts):
 
 
 def token_columns(student, teacher, rollouts, config, watch):
-    """The TokenColumns of a micro-batch: a forward pass of the teacher, one of the student, both heads fused."""
+    """The TokenColumns of a micro-batch: a forward pass of the teacher, one of the student, both heads fused.
+
+    With --skip_tokens the first columns are outside of the mask, and without a divergence.
+    """
     completions = [rollout.completion for rollout in rollouts]
     teacher_hidden, teacher_head = teacher.hidden([rollout.example.teacher_prompt for rollout in rollouts], completions)
     watch.lap("teacher")
     hidden, tokens = rollout_hidden(student, rollouts)
-    columns = fused_divergence(hidden, teacher_hidden, Head.of(student), teacher_head, tokens, config.beta,
-                               config.temperature, config.entry_clip, "official" if config.entry_clip else "none")
-    return TokenColumns(*rows_of(completions, *columns), length_mask(completions, tokens.device),
-                        [rollout.right for rollout in rollouts])
+    columns = fused_divergence(
+        hidden, teacher_hidden, Head.of(student), teacher_head, tokens, config.beta, config.temperature,
+        config.entry_clip, "official" if config.entry_clip else "none", estimator=config.estimator)
+    mask = length_mask(completions, tokens.device)
+    mask[:, : config.skip_tokens] = False
+    rows = [row.masked_fill(~mask, 0.0) for row in rows_of(completions, *columns)]
+    return TokenColumns(*rows, mask, [rollout.right for rollout in rollouts])
 
 
 def shuffled_weighting(student, teacher, rollouts, config, devices, watch, seed):
@@ -664,11 +728,13 @@ def sft_step(student, rollouts, config, devices, watch):
 def grpo_step(student, rollouts, old_logprobs, config, devices, watch):
     """Gradients of GRPO's loss (Shao et al. 2024, without its KL term), what to divide them by, and a record a rollout.
 
-    Rollouts of one prompt stand together, config.generations of them. The reward is 1 for a right answer, else 0.
+    Rollouts of one prompt stand together, config.generations of them, on one rank or several. The reward is 1 for a
+    right answer, else 0.
     old_logprobs: of the completions under the weights that sampled them, a tensor a micro-batch; empty for the first of
     the updates on these rollouts, which fills it.
     """
-    advantages = grpo_advantages([float(rollout.right is True) for rollout in rollouts], config.generations).tolist()
+    rewards = devices.gather([float(rollout.right is True) for rollout in rollouts])  # a group may lie on two ranks
+    advantages = devices.part_of(grpo_advantages(rewards, config.generations).tolist())
     records = []
     for i, micro_batch in enumerate(micro_batches(rollouts, config)):
         completions = [rollout.completion for rollout in micro_batch]
@@ -745,11 +811,11 @@ def train(config, devices, draw=draw_rollouts, draws=1):
         teacher = Teacher(config, student, tokenizer, devices) if config.method in ("opd", "opsd") else None
         optimizer = make_optimizer(student, config)
         first, nonfinite_in_row = restore(start, student, optimizer, devices)
-        examples, too_long = load_examples(config, tokenizer, teacher and teacher.tokenizer,
-                                           draws * config.max_steps * config.batch_size)
+        examples, skipped = load_examples(config, tokenizer, teacher and teacher.tokenizer,
+                                          draws * config.max_steps * config.batch_size)
         sampler = RolloutSampler(config, student, tokenizer, examples, devices)
         log = RunLog(config, devices, first)
-        log.announce(student, teacher, tokenizer, examples, too_long)
+        log.announce(student, teacher, tokenizer, examples, skipped)
         for step in log.progress_bar:
             # rollouts
             watch = Stopwatch(devices.device)
@@ -768,8 +834,9 @@ def train(config, devices, draw=draw_rollouts, draws=1):
                 elif config.method == "grpo":
                     total, records = grpo_step(student, rollouts, old_logprobs, config, devices, watch)
                 else:
-                    total, records = distillation_step(student, teacher, rollouts, config, devices, watch,
-                                                       seed=rollout_seed(config, step, 0))
+                    with devices.turn():
+                        total, records = distillation_step(student, teacher, rollouts, config, devices, watch,
+                                                           seed=rollout_seed(config, step, 0))
                 grad_norm = update(optimizer, trained_parameters(student), total, config, devices)
                 watch.lap("optimizer")
                 if not torch.isfinite(grad_norm):
@@ -827,13 +894,14 @@ class TokenDivergence(NamedTuple):
 
 
 class DivergenceSettings(NamedTuple):
-    """Arguments of `token_divergence`, and how many rows of logits are held at a time."""
+    """Arguments of `fused_divergence`."""
 
     beta: float
     temperature: float
     entry_clip: float | None
     clip_mode: str
     chunk: int
+    estimator: str
 
 
 def check_divergence(beta, temperature, entry_clip, clip_mode):
@@ -847,7 +915,7 @@ def check_divergence(beta, temperature, entry_clip, clip_mode):
 
 
 def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head, tokens, beta=0.0, temperature=1.0,
-                     entry_clip=None, clip_mode="none", chunk=CHUNK):
+                     entry_clip=None, clip_mode="none", chunk=CHUNK, estimator="full"):
     """`token_divergence` of the models' last hidden states, without ever holding more than chunk x V logits.
 
     student_hidden: (N, D), teacher_hidden: (N, D'), at the positions that predict `tokens`, (N,).
@@ -855,6 +923,7 @@ def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head,
         vocabulary padded beyond the other's is cut to it.
     beta, temperature, entry_clip, clip_mode: as in `token_divergence`, of which this has the values and gradients.
     chunk: rows whose logits are held at a time.
+    estimator: "full", or "sampled" for the values and gradients of `sampled_divergence`.
     Returns a TokenDivergence, differentiable in student_hidden and the student's head. Raises ValueError for arguments
     that `token_divergence` refuses.
 
@@ -869,7 +938,8 @@ def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head,
     student_head, teacher_head = (Head(*(None if x is None else x[:width] for x in head))
                                   for head in (student_head, teacher_head))
     return TokenDivergence(*FusedDivergence.apply(student_hidden, *student_head, (teacher_hidden, teacher_head), tokens,
-                                                  DivergenceSettings(beta, temperature, entry_clip, clip_mode, chunk)))
+                                                  DivergenceSettings(beta, temperature, entry_clip, clip_mode, chunk,
+                                                                    estimator)))
 
 
 class FusedDivergence(torch.autograd.Function):
@@ -923,7 +993,7 @@ def divergence_chunks(student, teacher, tokens, settings):
         s, t, p = buffers[:, : rows.stop - start]
         write_logits(student_hidden[rows], student_head, temperature, s)
         write_logits(teacher_hidden[rows], teacher_head, temperature, t)
-        plain = settings.beta == 0 and settings.entry_clip is None
+        plain = settings.beta == 0 and settings.entry_clip is None and settings.estimator == "full"
         column = forward_kl(s, t, p, tokens[rows]) if plain else other_divergence(s, t, p, tokens[rows], settings)
         yield rows, column, s.div_(temperature)
 
@@ -956,7 +1026,7 @@ def forward_kl(s, t, p, tokens):
 
 
 def other_divergence(s, t, p, tokens, settings):
-    """As `forward_kl`, for every divergence that `token_divergence` has.
+    """As `forward_kl`, for every divergence that `token_divergence` has, and `sampled_divergence`.
 
     With g_v the derivative of entry v's term with respect to log p_S(v), 0 where the clip holds the term, the gradient
     with respect to the student's logits is g - p_S sum(g).
@@ -967,7 +1037,9 @@ def other_divergence(s, t, p, tokens, settings):
     teacher_logprob, p_t = t.gather(1, tokens[:, None]).squeeze(1), torch.exp(t, out=p)
     entropy = -torch.linalg.vecdot(p_t, t)
     p_s, beta = s.exp(), settings.beta  # s, t: log p_S, log p_T from here on
-    if beta == 0:
+    if settings.estimator == "sampled":
+        terms = g = p_t.zero_().scatter_(1, tokens[:, None], (student_logprob - teacher_logprob)[:, None])
+    elif beta == 0:
         terms = t.sub_(s).mul_(p_t)
         g = p_t.neg_()
     elif beta == 1:
@@ -1012,40 +1084,57 @@ def head_logprobs(hidden, head, tokens, temperature):
 
 
 def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
-    """The `needed` examples of the whole run in order, and how many problems were skipped for their length.
+    """The `needed` examples of the whole run in order, and how many problems were skipped, by reason (a Counter).
 
     The data set is shuffled by seed, once an epoch. Only as many rows are rendered as the run needs.
     """
     rng = random.Random(config.seed)
     rows = read_rows(config, rng, needed)
-    examples, too_long = [], 0
+    examples, skipped = [], Counter()
     while len(examples) < needed:
         before = len(examples)
         rng.shuffle(rows)
         for row in rows:
             if len(examples) == needed:
                 break
-            thinking, privileged = config.student_thinking, row.get("privileged", False)
-            if config.method == "sft" and config.task == "arith":
-                thinking = rng.random() < 0.5  # a micro model has to know both openings of its template
-            example = Example(row, prompt_ids(student_tokenizer, config.task, row, thinking, privileged))
-            if teacher_tokenizer:
-                example.teacher_prompt = prompt_ids(teacher_tokenizer, config.task, row, config.teacher_thinking,
-                                                    privileged=config.method == "opsd")
+            if not row["solution"] and not row.get("teacher_prompt") and needs_solution(config):
+                skipped["without a solution"] += 1
+                continue
+            example = render(config, row, student_tokenizer, teacher_tokenizer, rng)
             if max(len(example.student_prompt), len(example.teacher_prompt or ())) > config.max_prompt_tokens:
-                too_long += 1
+                skipped[f"longer than {config.max_prompt_tokens} tokens"] += 1
             else:
                 examples.append(example)
         if len(examples) == before:
-            raise UserError(f"--dataset {config.dataset}: every prompt is longer than --max_prompt_tokens "
-                            f"{config.max_prompt_tokens}")
-    return examples, too_long
+            raise UserError(f"--dataset {config.dataset}: of {len(rows)} problems none can be used: each is "
+                            + " or ".join(skipped) + (" (--max_prompt_tokens)" if "longer" in str(skipped) else ""))
+    return examples, skipped
+
+
+def needs_solution(config):
+    return config.method == "sft" or config.privileged
+
+
+def render(config, row, student_tokenizer, teacher_tokenizer, rng):
+    """The Example of a row. As the released code, --variant official cuts a long prompt at its end."""
+    student_template, teacher_template = prompt_templates(config)
+    thinking, template = config.student_thinking, student_template
+    if config.method == "sft":
+        template = teacher_template if row.get("privileged") else student_template
+        if config.task == "arith":
+            thinking = rng.random() < 0.5  # a micro model has to know both openings of its template
+    longest = config.max_prompt_tokens if config.variant == "official" and teacher_tokenizer else None
+    example = Example(row, prompt_ids(student_tokenizer, fill_prompt(template, row), thinking)[:longest])
+    if teacher_tokenizer:
+        message = row.get("teacher_prompt") or fill_prompt(teacher_template, row)
+        example.teacher_prompt = prompt_ids(teacher_tokenizer, message, config.teacher_thinking)[:longest]
+    return example
 
 
 def read_rows(config, rng, needed):
     """The rows of --dataset; for sft, `privileged` says of each whether its prompt holds the solution."""
     if config.dataset not in ("arith", "arith-gaps"):
-        rows = read_problems(config.dataset, need_solution=config.method in ("sft", "opsd"), task=config.task)
+        rows = read_problems(config.dataset, need_solution=needs_solution(config), task=config.task)
         for row in rows:
             row["privileged"] = rng.random() < config.privileged_share
         return rows
@@ -1057,16 +1146,17 @@ def read_rows(config, rng, needed):
     return rows
 
 
-def read_problems(source, split="train", need_solution=False, task="math"):
-    """Rows of problem, solution and answer (None where unknown) from a file or the hub.
+def read_problems(source, split="train", need_solution=False, task="math", limit=None):
+    """Rows of problem, solution and answer (None where unknown) from a file or the hub, the first `limit` of them.
 
-    Columns: problem (or question, prompt), solution (or deepseek_solution), answer (or Answer). Where there is no
-    answer column, the answer is what follows GSM8K's `####` or stands in the last box of the solution; GSM8K keeps its
-    solution in `answer`. Where there is a column domain, as OpenThoughts-114k has one, only the task's rows are taken.
-    Raises UserError for an empty set, a missing column or a row without text in it.
+    Columns: problem (or question, prompt), solution (or deepseek_solution), answer (or Answer), and, kept where it is
+    there, teacher_prompt. Where there is no answer column, the answer is what follows GSM8K's `####` or stands in the
+    last box of the solution; GSM8K keeps its solution in `answer`. Where there is a column domain, as OpenThoughts-114k
+    has one, only the task's rows are taken. A set on the hub is read row by row, and with a limit no further than that.
+    Raises UserError for an empty set, a missing column or a row without a problem.
     """
     rows = []
-    for number, raw in enumerate(read_table(source, split), start=1):
+    for number, raw in enumerate(read_table(source, split, streaming=limit is not None), start=1):
         if not isinstance(raw, dict):
             raise UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
         if raw.get("domain") not in (None, task):
@@ -1078,26 +1168,36 @@ def read_problems(source, split="train", need_solution=False, task="math"):
             solution, answer = answer, None
         if isinstance(solution, str) and answer is None:
             answer = solution.rpartition("####")[2].strip() if "####" in solution else extract_boxed(solution)
-        for name, value in (("problem (or question, prompt)", problem), ("solution", solution)):
-            needed = need_solution or value is not None or not name.startswith("solution")
-            if needed and not (isinstance(value, str) and value.strip()):
-                raise UserError(f"{source}, row {number}: no text in a column {name}; its columns are "
-                                + ", ".join(raw))
-        rows.append(dict(problem=problem, solution=solution, answer=None if answer is None else str(answer)))
+        solutions_column = {"solution", "deepseek_solution", "teacher_prompt"} & raw.keys()
+        for name, wrong in (
+                ("problem (or question, prompt)", not (isinstance(problem, str) and problem.strip())),
+                ("solution", need_solution and solution is None and not solutions_column),
+                ("solution", not isinstance(solution, str | None))):
+            if wrong:
+                raise UserError(f"{source}, row {number}: no text in a column {name}; its columns are {', '.join(raw)}")
+        rows.append(dict(problem=problem, solution=(solution or "").strip() and solution or None,
+                         answer=None if answer is None else str(answer)))
+        if raw.get("teacher_prompt"):
+            rows[-1]["teacher_prompt"] = raw["teacher_prompt"]
+        if len(rows) == limit:
+            break
     if not rows:
         raise UserError(f"{source}: no rows")
     return rows
 
 
-def read_table(source, split="train"):
-    """Rows (dicts) of a .json, .jsonl, .jsonl.gz or .parquet file, or of a set on the hub (name or name:config)."""
+def read_table(source, split="train", streaming=False):
+    """Rows (dicts) of a .json, .jsonl, .jsonl.gz or .parquet file, or of a set on the hub (name or name:config).
+
+    streaming: of a set on the hub fetch no more than what is read.
+    """
     path = Path(source)
     ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
     if ending not in (".json", ".jsonl", ".jsonl.gz", ".parquet"):
         import datasets
 
         try:
-            return list(datasets.load_dataset(*source.split(":"), split=split))
+            return iter(datasets.load_dataset(*source.split(":"), split=split, streaming=streaming))
         except Exception as error:  # the hub's client raises many kinds; all of them mean the same to the user
             raise UserError(f"{source} is neither a local .json, .jsonl, .jsonl.gz or .parquet file nor a data set "
                             f"that the hub gives: {str(error).splitlines()[0]}") from None
@@ -1466,10 +1566,14 @@ def load_model(name, dtype="float32", device="cpu", adapter=None):
     """A causal language model from a folder or the hub, with a peft adapter on it if one is given.
 
     Uses flash-attention where it is installed, which takes 16-bit weights on a GPU only, else torch's own attention.
-    Raises UserError where there is no model in safetensors.
+    On the device "meta" it has shapes and no weights, which then need not be there. Raises UserError where there is no
+    model in safetensors.
     """
     flash = device.startswith("cuda") and dtype == "bfloat16" and is_flash_attn_2_available()
     try:
+        if device == "meta":
+            with torch.device("meta"):
+                return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), dtype=getattr(torch, dtype))
         model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), use_safetensors=True,
                                                      attn_implementation="flash_attention_2" if flash else "sdpa")
     except (OSError, ValueError) as error:
@@ -1565,6 +1669,19 @@ def end_ids(model, tokenizer):
     return sorted({tokenizer.eos_token_id, *([listed] if isinstance(listed, int) else listed or [])})
 
 
+def end_warnings(student, tokenizer, teacher=None):
+    """What is odd about the tokens that end an answer, a sentence each; teacher: a Teacher."""
+    ends, warnings = end_ids(student, tokenizer), []
+    if teacher and (others := end_ids(teacher.model, teacher.tokenizer)) != ends:
+        warnings.append(f"the student ends answers with {tokenizer.convert_ids_to_tokens(ends)}, the teacher with "
+                        f"{tokenizer.convert_ids_to_tokens(others)}: the student unlearns its end and grows longer "
+                        "(arXiv 2609.20511)")
+    if tokenizer.pad_token_id in ends:
+        warnings.append(f"the pad token {tokenizer.pad_token} also ends answers: it is trained here, while code that "
+                        "tells padding by it, as the released one does, leaves that end out of the loss")
+    return warnings
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Rollouts through transformers or vLLM.
 
@@ -1575,17 +1692,20 @@ class RolloutSampler:
     def __init__(self, config, student, tokenizer, examples, devices):
         self.config, self.student, self.tokenizer, self.devices = config, student, tokenizer, devices
         self.eos_ids, self.engine, self.watch = end_ids(student, tokenizer), None, Stopwatch(devices.device)
+        self.weights = None
         if config.rollout_engine == "vllm":
             longest = max(len(example.student_prompt) for example in examples)
-            self.engine = VllmSampler("--rollout_engine", config.model, config.dtype, devices.device,
-                                      longest + config.prefix_tokens, config.vllm_memory, config.lora_r)
+            with devices.turn():
+                self.engine = VllmSampler(
+                    "--rollout_engine", config.model, config.dtype, devices.device, longest + config.prefix_tokens,
+                    config.vllm_memory, config.lora_r, sleeps=True)
 
     @contextlib.contextmanager
     def of_present_student(self, watch):
         """Within it the student's weights as they are now sample; its time goes to the watch."""
         self.watch = watch
         if self.engine:
-            self.engine.load(self.student, full_weights(self.student))
+            self.weights = full_weights(self.student)
             yield
         else:
             with self.devices.unsharded(self.student):
@@ -1593,16 +1713,31 @@ class RolloutSampler:
         watch.lap("rollout")
 
     def __call__(self, examples, seed):
-        sampler = self.engine or functools.partial(sample, self.student)
-        config = self.config
-        completions = sampler([example.student_prompt for example in examples], config.prefix_tokens, self.eos_ids,
-                              config.temperature, config.top_p, config.top_k, seed=seed)
+        with self.devices.turn():
+            completions = self.complete([example.student_prompt for example in examples], seed)
         self.watch.lap("rollout")
         rollouts = [Rollout(example, completion, completion[-1] not in self.eos_ids,
-                            grade_rollout(self.tokenizer, completion, example.row, self.eos_ids, config.task))
+                            grade_rollout(self.tokenizer, completion, example.row, self.eos_ids, self.config.task))
                     for example, completion in zip(examples, completions, strict=True)]
         self.watch.lap("grading")
         return rollouts
+
+    def complete(self, prompts, seed):
+        config = self.config
+        settings = config.prefix_tokens, self.eos_ids, config.temperature, config.top_p, config.top_k
+        if not self.engine:
+            return sample(self.student, prompts, *settings, seed=seed)
+        with self.awake_engine() as engine:
+            return engine(prompts, *settings, seed=seed)
+
+    @contextlib.contextmanager
+    def awake_engine(self):
+        """Within it the engine has its memory and the present student's weights."""
+        with self.engine.awake():
+            if self.weights is not None:  # not yet those of the engine
+                self.engine.load(self.student, self.weights)
+                self.weights = None
+            yield self.engine
 
 
 def need_vllm(flag):
@@ -1618,13 +1753,14 @@ class VllmSampler:
     max_length: tokens of the longest prompt and its completion together, which must fit into the model's positions.
     memory: share of the GPU's memory (on a CPU: of the machine's) for weights and cache of the engine.
     lora_r: rank of the adapters to come, 0 for none.
+    sleeps: outside of `awake` the engine leaves its memory on a GPU to others.
     Raises UserError where vLLM can't run the model so. Under torchrun each process has an engine on its own GPU.
     The same seed gives the same completions, up to rounding, which are not those that `sample` draws with it.
     """
 
     running = None  # the engine of this process
 
-    def __init__(self, flag, model, dtype, device, max_length, memory, lora_r=0):
+    def __init__(self, flag, model, dtype, device, max_length, memory, lora_r=0, sleeps=False):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must see the trainer's tensors
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -1636,13 +1772,16 @@ class VllmSampler:
             if device not in (self.platform, f"{self.platform}:{local_rank}"):
                 raise UserError(f"--device {device}: the vLLM installed here runs on {self.platform}:{local_rank} only")
             self.flag, self.adapters, self.adapter, self.folder = flag, 0, None, None
+            self.sleeps = sleeps and current_platform.is_sleep_mode_available()  # on a CPU it is not
             # with the executor of one process every rank would take GPU 0
             backend = "external_launcher" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
             self.llm = LLM(model, dtype=dtype, max_model_len=max_length, gpu_memory_utilization=memory,
                            skip_tokenizer_init=True, enforce_eager=self.platform == "cpu",  # compiling takes minutes
-                           distributed_executor_backend=backend, **self.lora_settings(lora_r))
+                           distributed_executor_backend=backend, enable_sleep_mode=self.sleeps,
+                           **self.lora_settings(lora_r))
             VllmSampler.running = self
             self([[0]], 1, [])  # some models fail only here
+            self.sleep()
         except (ImportError, OSError, RuntimeError, ValueError) as error:
             raise UserError(f"{flag} vllm: it can't run {model} with --dtype {dtype}, --vllm_memory {memory} and "
                             f"{max_length} tokens: {' '.join(str(error).split())}") from None
@@ -1656,6 +1795,19 @@ class VllmSampler:
         if cls.running:
             cls.running.llm.llm_engine.engine_core.shutdown()
             cls.running = None
+
+    @contextlib.contextmanager
+    def awake(self):
+        """Within it the engine has its memory, outside of it, if it `sleeps`, the trainer has it."""
+        if self.sleeps:
+            torch.cuda.empty_cache()  # what torch keeps for the trainer would be missing
+            self.llm.wake_up()
+        yield
+        self.sleep()
+
+    def sleep(self):
+        if self.sleeps:
+            self.llm.sleep(level=1)  # its weights wait in the machine's memory; keys and values are dropped
 
     @staticmethod
     def lora_settings(lora_r):
@@ -1718,10 +1870,22 @@ class Devices:
     device: str
     rank: int = 0
     world: int = 1
+    lock: FileLock | None = None  # of a GPU that several processes share
 
     def part_of(self, rows):
-        """This rank's of the rows."""
-        return rows[self.rank :: self.world]
+        """This rank's of the rows, whose number is a multiple of the ranks'; `gather` puts the parts together again."""
+        part = len(rows) // self.world
+        return rows[self.rank * part : (self.rank + 1) * part]
+
+    @contextlib.contextmanager
+    def turn(self):
+        """Within it no other process computes on a GPU that this one shares; never waits for one of those."""
+        if self.lock is None:
+            yield
+            return
+        with self.lock:
+            yield
+            torch.cuda.empty_cache()  # to the others, what is cached here is taken
 
     def sum(self, tensors):
         """Sum the tensors over all ranks, in place, in one message a data type; FSDP has done it for its own."""
@@ -1789,21 +1953,42 @@ def full_weights(model):
     return {name: w.full_tensor() if isinstance(w, DTensor) else w for name, w in weights.items()}
 
 
+def pick_device(device=None):
+    """The device of a --device flag; without one cuda where there is one, else cpu. Raises UserError for a GPU that is
+    not there, or that torch can't use."""
+    if device is None and torch.cuda.is_available() or device and device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
+        return device or "cuda"
+    visible = list(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    if device is None and visible:  # slower by hundreds of times, and nothing would say so
+        raise UserError(f"this machine has an NVIDIA GPU, but torch {torch.__version__} can't use it: its driver is "
+                        f"older than CUDA {torch.version.cuda} asks for, or torch is a build for CPUs; update the "
+                        "driver or reinstall torch, or pass --device cpu or set CUDA_VISIBLE_DEVICES= to do without it")
+    return device or "cpu"
+
+
 def connect(config):
     """Devices of this process; joins the process group where torchrun started it."""
     world, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
+    device, lock, backend = pick_device(config.device), None, "gloo"
     if config.fsdp and world == 1:
         raise UserError("--fsdp: one process has nothing to share; start with torchrun --nproc_per_node N")
     if world == 1:
         return Devices(device)
     if device.startswith("cuda"):
-        device = f"cuda:{local_rank}"
+        gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if processes <= gpus:
+            backend = "nccl"
+        elif config.shares_devices:  # nccl takes one process a GPU only
+            name = f"renio-{os.environ['MASTER_PORT']}-{local_rank % gpus}.lock"
+            lock = FileLock(Path(tempfile.gettempdir()) / name)
+        else:
+            raise UserError(f"torchrun started {processes} processes for {gpus} GPUs; use --nproc_per_node {gpus}")
+        device = f"cuda:{local_rank % gpus}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    return Devices(device, dist.get_rank(), world)
+    dist.init_process_group(backend)
+    return Devices(device, dist.get_rank(), world, lock)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1821,7 +2006,7 @@ def open_output(config, devices):
 def claim_output(config):
     output_dir = Path(config.output_dir)
     settings = {k: v for k, v in asdict(config).items()
-                if k not in ("output_dir", "resume", "device", "vllm_memory", "report_to")}
+                if k not in ("output_dir", "resume", "preflight", "device", "vllm_memory", "report_to")}
     path = output_dir / "config.json"
     if path.exists() and (output_dir / "metrics.jsonl").exists():  # without it no step was made
         if not config.resume:
@@ -2017,15 +2202,19 @@ class RunLog:
         if self.writes:
             print(text, flush=True)
 
-    def announce(self, student, teacher, tokenizer, examples, too_long):
-        """Say what is about to happen."""
+    def announce(self, student, teacher, tokenizer, examples, skipped):
+        """Say what is about to happen. skipped: how many problems, by reason."""
         config, count = self.config, sum(p.numel() for p in trained_parameters(student))
         self.say(f"{config.method}: {count:,} trained weights, {config.max_steps} steps of {config.batch_size} from "
-                 f"{config.dataset}, {too_long} problems skipped as longer than {config.max_prompt_tokens} tokens"
+                 f"{config.dataset}" + "".join(f", {n} problems skipped: {reason}" for reason, n in skipped.items())
                  + (f", going on after step {self.first}" if self.first else ""))
         self.say(f"first student prompt: {tokenizer.decode(examples[0].student_prompt)!r}")
         if teacher:
             self.say(f"first teacher prompt: {tokenizer.decode(examples[0].teacher_prompt)!r}")
+            if examples[0].teacher_prompt == examples[0].student_prompt and config.method == "opsd":
+                self.say("warning: the teacher is the student as it starts and has its prompt too: nothing to learn")
+        for warning in end_warnings(student, tokenizer, teacher):
+            self.say(f"warning: {warning}")
         self.say(f"memory: {describe_memory(predict_memory(config, self.devices, student, teacher, examples))}; "
                  f"{self.devices.device} has {device_memory(self.devices.device):.0f} GB")
 
@@ -2049,7 +2238,7 @@ class RunLog:
                 for r in records:
                     file.write(json.dumps(dict(
                         step=step + 1, renio_weight=r["renio_weight"], right=r["right"], truncated=r["truncated"],
-                        teacher_entropy=r["teacher_entropy"] / r["length"],
+                        teacher_entropy=r["teacher_entropy"] / max(1, r["counted"]),
                         log_ratios=[round(x, 4) for x in r["log_ratios"]])) + "\n")
         self.progress_bar.set_postfix(loss=f"{row['loss']:.3f}" if finite else "skipped", seconds=f"{seconds:.2f}",
                                       refresh=False)
@@ -2064,11 +2253,12 @@ def rollout_records(rollouts, **columns):
 
 def distillation_records(rollouts, tokens, losses, weights, config):
     """What metrics and rollouts.jsonl say of each rollout of a micro-batch."""
+    key_tokens = (tokens.log_ratio > config.threshold) & tokens.mask
     records = rollout_records(
         rollouts, loss=losses, weight=weights, renio_weight=renio_weights(tokens, config)[:, 0],
-        divergence=tokens.divergence.sum(1), teacher_entropy=tokens.teacher_entropy.sum(1),
-        negative=(tokens.divergence < 0).sum(1),
-        key_tokens=((tokens.log_ratio > config.threshold) & tokens.mask).sum(1))
+        counted=tokens.mask.sum(1), divergence=tokens.divergence.sum(1), first_divergence=tokens.divergence[:, 0],
+        teacher_entropy=tokens.teacher_entropy.sum(1), negative=(tokens.divergence < 0).sum(1),
+        key_tokens=key_tokens.sum(1), first_key=key_tokens[:, 0])
     if config.save_rollouts:
         for record, log_ratio in zip(records, tokens.log_ratio.tolist(), strict=True):
             record["log_ratios"] = log_ratio[: record["length"]]
@@ -2089,13 +2279,17 @@ def step_metrics(records, total, config):
                               silent_share=sum(r["advantage"] == 0 for r in records) / n,
                               clipped_share=sum(r["clipped"] for r in records) / tokens)
     weights = [r["weight"] for r in records]
+    counted = sum(r["counted"] for r in records) or 1  # all of them may be skipped
+    divergence, key_tokens = (sum(r[name] for r in records) for name in ("divergence", "key_tokens"))
     return metrics | dict(
-        divergence=sum(r["divergence"] for r in records) / tokens,
-        teacher_entropy=sum(r["teacher_entropy"] for r in records) / tokens,
-        negative_share=sum(r["negative"] for r in records) / tokens,
+        divergence=divergence / counted,
+        first_token_divergence_share=sum(r["first_divergence"] for r in records) / divergence if divergence else None,
+        teacher_entropy=sum(r["teacher_entropy"] for r in records) / counted,
+        negative_share=sum(r["negative"] for r in records) / counted,
         weight_mean=sum(weights) / n, weight_max=max(weights),
         effective_sample_size=sum(weights) ** 2 / sum(w * w for w in weights),
-        key_token_share=sum(r["key_tokens"] for r in records) / tokens,
+        key_token_share=key_tokens / counted,
+        first_token_key_share=sum(r["first_key"] for r in records) / key_tokens if key_tokens else None,
         weight_auc_wrong=area_under_curve([r["renio_weight"] for r in graded if not r["right"]],
                                           [r["renio_weight"] for r in graded if r["right"]]))
 
@@ -2184,8 +2378,9 @@ def predict_memory(config, devices, student, teacher, examples):
                  optimizer=2 * trained, vllm=0.0, rollouts=0.0, gradients=trained,
                  activations=config.micro_batch_size * tokens * kept / 1e9,
                  logits=3 * rows * shape.vocab_size * 4 / 1e9)
-    if config.rollout_engine == "vllm":  # held beside the trainer, all the time
-        parts["vllm"] = config.vllm_memory * device_memory(devices.device)
+    if config.rollout_engine == "vllm":  # on a GPU it sleeps during the update
+        phase = "rollouts" if devices.device.startswith("cuda") else "vllm"
+        parts[phase] = config.vllm_memory * device_memory(devices.device)
     elif config.method != "sft":
         parts["rollouts"] = config.batch_size // devices.world * tokens * cache_bytes(shape, width) / 1e9
         copied = [module.get_base_layer().weight for module in adapted]  # by merged_adapter
@@ -2194,14 +2389,18 @@ def predict_memory(config, devices, student, teacher, examples):
     return parts
 
 
+def peak_of(parts):
+    """GB at the peak, of the parts of predict_memory."""
+    update = parts["gradients"] + parts["activations"] + parts["logits"]
+    return parts["weights"] + parts["optimizer"] + parts["vllm"] + max(parts["rollouts"], update)
+
+
 def describe_memory(parts):
     """The parts of predict_memory in words, with the peak that they make."""
-    update = {name: parts[name] for name in ("gradients", "activations", "logits")}
-    peak = parts["weights"] + parts["optimizer"] + parts["vllm"] + max(parts["rollouts"], sum(update.values()))
-    return (f"about {peak:.2f} GB at the peak: weights {parts['weights']:.2f}, optimizer {parts['optimizer']:.2f}, "
-            + f"vLLM {parts['vllm']:.2f}, " * (parts["vllm"] > 0)
+    return (f"about {peak_of(parts):.2f} GB at the peak: weights {parts['weights']:.2f}, optimizer "
+            f"{parts['optimizer']:.2f}, " + f"vLLM {parts['vllm']:.2f}, " * (parts["vllm"] > 0)
             + f"and the larger of rollouts {parts['rollouts']:.2f} and "
-            + ", ".join(f"{name} {value:.2f}" for name, value in update.items()))
+            + ", ".join(f"{name} {parts[name]:.2f}" for name in ("gradients", "activations", "logits")))
 
 
 def size_of(tensors):
@@ -2222,6 +2421,128 @@ def device_memory(device):
         return torch.cuda.get_device_properties(device).total_memory / 1e9
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The preflight: what a run needs, checked before its hours are spent.
+
+
+def check_line(status, text):
+    """Print a line of a preflight; status: ok, note or FAILED."""
+    print(f"{status:8}{text}", flush=True)
+
+
+def preflight(config):
+    """Check what the run needs, a line each, and then make short steps on the real models. Returns the exit code.
+
+    A check returns what later ones need and its line. What needs no weights comes first, and where one check fails,
+    those that don't need its result are made all the same.
+    """
+    found, failed, first_rank = {}, False, os.environ.get("RANK", "0") == "0"
+    say = check_line if first_rank else lambda *_: None
+    for name, check in PREFLIGHT.items():
+        needs = inspect.signature(check).parameters.keys() - {"config"}
+        if failed and name == "step" or not needs <= found.keys():
+            continue
+        try:
+            found[name], line = check(config, **{need: found[need] for need in needs})
+            say("ok", line)
+        except (UserError, OSError, torch.cuda.OutOfMemoryError) as error:
+            say("FAILED", f"{name}: {' '.join(str(error).split())}")
+            failed = True
+    if not failed:
+        hours, notes = found["step"]
+        for note in notes:
+            say("note", note)
+        if first_rank:
+            print(f"expected: {hours:.2f} hours")
+    return int(failed)
+
+
+def check_devices(config):
+    devices = connect(config)
+    if not devices.device.startswith("cuda"):
+        return devices, f"device: a CPU with {device_memory(devices.device):.0f} GB and no GPU"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
+    return devices, (f"devices: {torch.cuda.device_count()} x {torch.cuda.get_device_name()} of "
+                     f"{device_memory(devices.device):.0f} GB, driver {driver}, CUDA {torch.version.cuda}")
+
+
+def check_engine(config):
+    flash = "flash-attention is installed" if is_flash_attn_2_available() else "no flash-attention, so torch's own"
+    if config.rollout_engine == "transformers":
+        return None, f"rollouts by transformers {version_of('transformers')}; {flash}"
+    need_vllm("--rollout_engine")
+    return None, f"rollouts by vLLM {version_of('vllm')}; {flash}"
+
+
+def check_models(config):
+    """Configurations and tokenizers, without the weights."""
+    student, tokenizer = load_student(config, "meta")
+    teacher = Teacher(config, student, tokenizer, Devices("meta")) if config.method in ("opd", "opsd") else None
+    of_teacher = f", teacher {config.teacher} with the same vocabulary" if config.teacher else ""
+    return (student, tokenizer, teacher), f"student {config.model}{of_teacher}: configuration and tokenizer are there"
+
+
+def check_data(config, models):
+    """The first rows, as prompts."""
+    _, tokenizer, teacher = models
+    if config.dataset in ("arith", "arith-gaps"):
+        rows = arith_rows(8)
+    else:
+        rows = read_problems(config.dataset, need_solution=needs_solution(config), task=config.task, limit=8)
+    rows = [row for row in rows if row["solution"] or row.get("teacher_prompt") or not needs_solution(config)]
+    examples = [render(config, row, tokenizer, teacher and teacher.tokenizer, random.Random(0)) for row in rows]
+    if not examples:
+        raise UserError(f"--dataset {config.dataset}: the first 8 rows have no solution")
+    lengths = [len(example.student_prompt) for example in examples]
+    return examples, (f"data {config.dataset}: the first {len(examples)} problems make prompts of {min(lengths)} to "
+                      f"{max(lengths)} tokens")
+
+
+def check_memory(config, devices, models, data):
+    student, _, teacher = models
+    parts, there = predict_memory(config, devices, student, teacher, data), device_memory(devices.device)
+    if peak_of(parts) > there:
+        raise UserError(f"{describe_memory(parts)}; the device has {there:.0f} GB. Lower --micro_batch_size, then "
+                        "--prefix_tokens")
+    return parts, f"memory: {describe_memory(parts)}; the device has {there:.0f} GB"
+
+
+def check_disk(config, models):
+    """Room for the checkpoints: weights of each, the optimizer's state of the last two."""
+    trained, count = size_of(trained_parameters(models[0])), config.max_steps // (config.save_steps or config.max_steps)
+    folder = next(path for path in (Path(config.output_dir).absolute(), *Path(config.output_dir).absolute().parents)
+                  if path.exists())
+    needed, free = (count + 1 + 2 * min(count, 2)) * trained, shutil.disk_usage(folder).free / 1e9
+    line = f"disk: checkpoints take {needed:.1f} GB, {folder} has {free:.0f}"
+    if needed > free:
+        raise UserError(f"{line}; make room, name another --output_dir, or raise --save_steps")
+    return None, line
+
+
+def check_step(config, devices, data):
+    """Hours that the run takes by two steps of 2 rollouts of 16 tokens a process, the first of which warms up."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+        folder = devices.gather([folder])[0]
+        short = replace(config, preflight=False, output_dir=f"{folder}/run", batch_size=2 * devices.world, max_steps=2,
+                        micro_batch_size=2, generations=2, prefix_tokens=16, schedule_steps=0, save_steps=0,
+                        save_rollouts=False, report_to="none")
+        train(short, devices)
+        devices.gather([None])  # nobody leaves, and takes the folder along, before all have read
+        row = json.loads(Path(short.output_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    prompt = sum(len(example.student_prompt) for example in data) / len(data)
+    larger = config.batch_size / short.batch_size * (prompt + config.prefix_tokens) / (prompt + 16)
+    rollout = row.get("seconds_rollout", 0) * config.prefix_tokens / 16  # decoding few takes as long as decoding many
+    hours = config.max_steps * (rollout + (row["seconds"] - row.get("seconds_rollout", 0)) * larger) / 3600
+    notes = [line.removeprefix("warning: ") for line in said.getvalue().splitlines() if line.startswith("warning: ")]
+    return (hours, notes), (f"{config.method}: two steps of {short.batch_size} rollouts of 16 tokens, the second in "
+                            f"{row['seconds']:.1f} s, {row['peak_memory_gb']:.1f} GB; at most {hours:.1f} h by this, "
+                            "as few tokens make little use of a device")
+
+
+PREFLIGHT = dict(devices=check_devices, engine=check_engine, models=check_models, data=check_data, memory=check_memory,
+                 disk=check_disk, step=check_step)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The command line.
@@ -2245,7 +2566,8 @@ def parse_config(argv, config_class=Config):
     """
     parser = Parser(config_class, description=__doc__.split("\n\n")[0], allow_abbrev=False)
     first = parser.parse_args([word for word in argv if word not in ("-h", "--help")])
-    parser.set_defaults(**SCALES[first.scale][first.method] | VARIANTS[first.variant])
+    parser.set_defaults(privileged=first.method == "opsd",
+                        **SCALES[first.scale][first.method] | VARIANTS[first.variant][first.method])
     config = config_class(**vars(parser.parse_args(argv)))
     check_bounds(config)
     check(config)
@@ -2282,11 +2604,15 @@ def check(config):
     if config.variant == "official":
         need(config.log_ratio_clip_min is None,
              "--log_ratio_clip_min: the released code has no lower clip; drop it or --variant official")
-        need(config.weighting in ("none", "renio"),
-             f"--variant official: the released code has no weighting {config.weighting}")
     need(config.weighting != "correctness" or config.log_ratio_clip < math.inf,
          "--log_ratio_clip inf: the weight of a wrong rollout under --weighting correctness, so it must be finite")
     need(config.privileged_share == 0 or config.method == "sft", "--privileged_share: only for --method sft")
+    need(not config.privileged or config.method in ("opd", "opsd"), "--privileged: only for --method opd and opsd")
+    check_prompts(config)
+    if config.estimator == "sampled":
+        need(config.beta == 1, "--estimator sampled: estimates the reverse KL; give --beta 1 with it")
+        need(config.entry_clip is None,
+             "--estimator sampled: has no vocabulary entries to clip; drop --entry_clip or --variant official")
     need(config.method == "opd" or config.teacher is None,
          f"--teacher: not used by {config.method}" + ", whose teacher is its own start" * (config.method == "opsd"))
     need(config.method != "opd" or config.teacher is not None,
@@ -2297,22 +2623,32 @@ def check(config):
     if config.method == "grpo":
         need(config.batch_size % config.generations == 0,
              f"--generations {config.generations}: must divide --batch_size {config.batch_size}")
+    need(config.skip_tokens < config.prefix_tokens,
+         f"--skip_tokens {config.skip_tokens}: leaves nothing of --prefix_tokens {config.prefix_tokens}")
     if config.rollout_engine == "vllm":
         need(config.method != "sft", "--rollout_engine vllm: sft has no rollouts")
         need(not config.model.startswith("init:"),
              f"--rollout_engine vllm: needs a model from a folder or the hub, not --model {config.model}")
-        need_vllm("--rollout_engine")
+        if not config.preflight:  # which names it among its checks
+            need_vllm("--rollout_engine")
+
+
+def check_prompts(config):
+    """Raise UserError for templates that lack what they need or show what they must not."""
+    student, teacher = prompt_templates(config)
+    need("{problem}" in student, "--student_prompt: has no {problem} in it")
+    need("{solution}" not in student, "--student_prompt: has {solution} in it, which the student must not see")
+    if config.method in ("opd", "opsd"):
+        need("{problem}" in teacher, "--teacher_prompt: has no {problem} in it")
+        need(("{solution}" in teacher) == config.privileged, "--teacher_prompt: " + (
+            "has no {solution} in it; add it, or pass --privileged False" if config.privileged else
+            "has {solution} in it; pass --privileged True with it"))
 
 
 def check_split(config, devices):
     """Raise UserError where a batch can't be split over the processes."""
     need(config.batch_size % devices.world == 0,
          f"--batch_size {config.batch_size}: must be a multiple of the {devices.world} processes")
-    if config.method == "grpo":
-        groups = config.batch_size // config.generations
-        need(groups % devices.world == 0,
-             f"--batch_size {config.batch_size}: --generations {config.generations} make {groups} groups, which must "
-             f"be a multiple of the {devices.world} processes")
     if config.variant == "official":
         need(config.batch_size % (config.micro_batch_size * devices.world) == 0,
              f"--batch_size {config.batch_size}: must be a multiple of --micro_batch_size {config.micro_batch_size} x "
@@ -2324,6 +2660,8 @@ def main(argv=None, config_class=Config, run=train):
     script = Path(sys.argv[0]).name
     try:
         config = parse_config(sys.argv[1:] if argv is None else argv, config_class)
+        if config.preflight:
+            sys.exit(preflight(config))
         run(config, connect(config))
     except UserError as error:
         sys.exit(f"{script}: {error}")

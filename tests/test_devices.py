@@ -1,17 +1,21 @@
 """More than one process: the same update however the batch and the weights are spread over devices (gloo, CPU)."""
 
+import itertools
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT, examples_of, rollouts_of
 from torch.distributed.tensor import DTensor
+from transformers import Qwen3Config
 
+import filter_experiments
 import renio
 from renio import Devices, Teacher, UserError, load_model, sample
 
@@ -147,6 +151,65 @@ renio.main()
     assert not (tmp_path / "run" / "final").exists()
 
 
+def take_turns(devices, path):
+    devices.lock = renio.FileLock(path / "lock")
+    spans = []
+    for _ in range(3):
+        with devices.turn():
+            began = time.monotonic()
+            time.sleep(0.05)
+            spans.append((began, time.monotonic()))
+    (path / f"{devices.rank}.json").write_text(json.dumps(spans))
+
+
+def test_processes_that_share_a_gpu_compute_in_turn(tmp_path):
+    in_processes(3, tmp_path, take_turns, tmp_path)
+    spans = sorted(span for rank in range(3) for span in json.loads((tmp_path / f"{rank}.json").read_text()))
+    assert len(spans) == 9 and all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+@pytest.mark.parametrize("design, processes, gpus, rank, expected", [
+    ("matched", 3, 3, 2, ("nccl", "cuda:2", False)), ("matched", 3, 1, 2, ("gloo", "cuda:0", True)),
+    ("matched", 3, 2, 2, ("gloo", "cuda:0", True)), ("free", 2, 4, 1, ("nccl", "cuda:1", False)),
+    ("free", 4, 2, 3, "torchrun started 4 processes for 2 GPUs; use --nproc_per_node 2")])
+def test_only_the_matched_arms_may_share_a_gpu(monkeypatch, tmp_path, design, processes, gpus, rank, expected):
+    asked = []
+    for name, value in dict(WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes, LOCAL_RANK=rank, MASTER_PORT=1).items():
+        monkeypatch.setenv(name, str(value))
+    for name, value in dict(is_available=True, device_count=gpus).items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", asked.append)
+    for name, value in dict(get_rank=rank, get_world_size=processes).items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    flags = renio.parse_config(["--method", "opsd", "--design", design, "--output_dir", str(tmp_path)],
+                               filter_experiments.FilterConfig)
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            renio.connect(flags)
+    else:
+        devices = renio.connect(flags)
+        assert (asked[0], devices.device, devices.lock is not None) == expected
+
+
+def test_two_machines_train_as_two_processes_of_one(tmp_path, micro_model):
+    """Each agent of torchrun is a machine; they meet on the loopback, and the folder is a shared one."""
+    words = ["renio.py", "--method", "opsd", "--weighting", "renio", "--model", str(micro_model), "--max_steps", "2",
+             "--batch_size", "4", "--prefix_tokens", "8", "--output_dir"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend",
+              "c10d", "--rdzv_id", "1", "--rdzv_endpoint", "localhost:29527", "--local_addr", "localhost"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    agents = [subprocess.Popen([*launch, *words, str(tmp_path / "two")], cwd=ROOT, env=environment, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
+    for agent in agents:
+        said, _ = agent.communicate(timeout=240)
+        assert agent.returncode == 0, said
+    together = [*launch[:3], "--standalone", "--nproc_per_node", "2", *words, str(tmp_path / "one")]
+    subprocess.run(together, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=240)
+    two, one = ((tmp_path / name / "final" / "model.safetensors").read_bytes() for name in ("two", "one"))
+    assert two == one
+
+
 def test_sharding_over_one_process_is_refused(config):
     with pytest.raises(UserError, match="--fsdp: one process"):
         renio.connect(config("--method", "opsd", "--fsdp"))
@@ -154,13 +217,13 @@ def test_sharding_over_one_process_is_refused(config):
 
 # --- predicted memory -------------------------------------------------------------------------------------------------
 
-def predicted(config, tokenizer, words):
+def predicted(config, tokenizer, words, device="cpu"):
     """predict_memory's parts of a run with these flags."""
     flags = config(*words.split())
     student, _ = renio.load_student(flags, "cpu")
     teacher = Teacher(flags, student, tokenizer, Devices("cpu")) if flags.method == "opsd" else None
     examples, _ = renio.load_examples(flags, tokenizer, teacher and tokenizer, 4)
-    return renio.predict_memory(flags, Devices("cpu"), student, teacher, examples)
+    return renio.predict_memory(flags, Devices(device), student, teacher, examples)
 
 
 def test_the_predicted_memory_holds_grpo_rollouts(config, tokenizer):
@@ -176,6 +239,32 @@ def test_the_predicted_memory_holds_the_share_of_vllm(config, tokenizer, monkeyp
     parts = predicted(config, tokenizer, "--method opsd --rollout_engine vllm --vllm_memory 0.4")
     assert parts["vllm"] == pytest.approx(32) and parts["rollouts"] == 0
     assert "about 32.0" in renio.describe_memory(parts) and "vLLM 32.00" in renio.describe_memory(parts)
+    asleep = predicted(config, tokenizer, "--method opsd --rollout_engine vllm --vllm_memory 0.4", device="cuda")
+    assert asleep["vllm"] == 0 and asleep["rollouts"] == pytest.approx(32)
+
+
+# hidden size, layers, inner size, heads: from the models' published configurations; all have 8 key-value heads of 128
+QWEN3 = {"Qwen/Qwen3-0.6B": (1024, 28, 3072, 16), "Qwen/Qwen3-1.7B": (2048, 28, 6144, 16),
+         "Qwen/Qwen3-4B": (2560, 36, 9728, 32)}
+
+
+@pytest.mark.parametrize("method", ["opd", "opsd"])
+def test_scale_one_fits_a_gpu_of_24_gb(config, tokenizer, monkeypatch, method):
+    def shape(name):
+        hidden, layers, inner, heads = QWEN3[name]
+        return Qwen3Config(vocab_size=151_936, hidden_size=hidden, num_hidden_layers=layers, intermediate_size=inner,
+                           num_attention_heads=heads, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True)
+
+    monkeypatch.setattr(renio.AutoConfig, "from_pretrained", shape)
+    monkeypatch.setattr(renio, "load_tokenizer", lambda name: tokenizer)
+    monkeypatch.setattr(renio, "device_memory", lambda device: 24.0)
+    monkeypatch.setattr(renio, "need_vllm", lambda flag: None)
+    flags = config("--scale", "one", "--method", method, "--rollout_engine", "vllm")
+    student, tokenizer, teacher = renio.check_models(flags)[0]
+    longest = [renio.Example({}, [0] * flags.max_prompt_tokens, [0] * flags.max_prompt_tokens)]
+    parts = renio.predict_memory(flags, Devices("cuda"), student, teacher, longest)
+    print(method, renio.describe_memory(parts))
+    assert 10 < renio.peak_of(parts) < 22
 
 
 @pytest.mark.parametrize("checkpointing, layers", [(False, 3), (True, 1)])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -204,8 +205,8 @@ GOOD = {"problem": "1 + 1?", "solution": r"\boxed{2}", "answer": "2"}
     (b'{"quiz": "1 + 1?", "solution": "2"}',
      r"row 1: no text in a column problem \(or question, prompt\); its columns are quiz"),
     (b'{"problem": null, "solution": "2"}', "row 1: no text in a column problem"),
-    (b'{"problem": "1 + 1?", "solution": ""}', "row 1: no text in a column solution"),
-    (b'{"problem": "1 + 1?", "solution": null}', "row 1: no text in a column solution"),
+    (b'{"problem": "1 + 1?", "hint": "2"}', "row 1: no text in a column solution; its columns are problem, hint"),
+    (b'{"problem": "1 + 1?", "solution": 2}', "row 1: no text in a column solution"),
     (b'{"problem": 5, "solution": "2"}', "row 1: no text in a column problem"),
 ])
 def test_bad_data_is_named_by_file_and_line(tmp_path, content, message):
@@ -228,13 +229,23 @@ def test_odd_but_usable_rows_train(tmp_path, micro_model, capsys):
     odd = [GOOD, GOOD, dict(GOOD, problem="1 +8 " * 200_000), dict(GOOD, answer="{{{"),
            dict(GOOD, answer=None, solution="so")]
     assert len(train_on(tmp_path, odd, micro_model)) == 2
-    assert "problems skipped as longer than 256 tokens" in capsys.readouterr().out
+    assert "problems skipped: longer than 256 tokens" in capsys.readouterr().out
     (tmp_path / "single").mkdir()
     assert len(train_on(tmp_path / "single", [GOOD], micro_model)) == 2
 
 
+def test_rows_with_a_blank_solution_are_skipped_and_counted(tmp_path, micro_model, capsys):
+    blank = [dict(GOOD, solution=""), dict(GOOD, solution=None), dict(GOOD, solution=" \n")]
+    train_on(tmp_path, [GOOD, *blank], micro_model)
+    said = capsys.readouterr().out
+    assert 21 <= int(re.search(r", (\d+) problems skipped: without a solution", said)[1]) <= 24  # 8 examples, 8 epochs
+    (tmp_path / "blank").mkdir()
+    with pytest.raises(SystemExit, match="of 3 problems none can be used: each is without a solution"):
+        train_on(tmp_path / "blank", blank, micro_model)
+
+
 def test_data_of_long_problems_only_is_refused(tmp_path, micro_model):
-    with pytest.raises(SystemExit, match="every prompt is longer than --max_prompt_tokens 256"):
+    with pytest.raises(SystemExit, match="of 1 problems none can be used: each is longer than 256 tokens"):
         train_on(tmp_path, [dict(GOOD, problem="1 +8 " * 1000)], micro_model)
 
 

@@ -11,6 +11,7 @@ from renio import (
     fused_divergence,
     official_sample_weights,
     sample_weights,
+    sampled_divergence,
     token_divergence,
     token_logprobs,
 )
@@ -135,6 +136,33 @@ def test_the_fused_divergence_has_the_values_and_gradients_of_the_plain_one(sett
         torch.testing.assert_close(ours, theirs.detach(), rtol=1e-10, atol=1e-12, check_stride=False)
     gradients = torch.autograd.grad(fused.divergence @ factors, trained)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_sampled_divergence_has_the_gradient_of_the_reverse_kl_in_expectation():
+    student, teacher = random_logits(1, 1, 13).requires_grad_(), random_logits(1, 1, 13, seed=1)
+    full = token_divergence(student, teacher, beta=1, temperature=1.3).sum()
+    [expected_gradient] = torch.autograd.grad(full, student)
+    every = torch.arange(13)[None]  # each token of the vocabulary once, by its probability
+    log_s, log_t = (token_logprobs(x.expand(1, 13, 13), every, 1.3) for x in (student, teacher))
+    mean = (log_s.exp().detach() * sampled_divergence(log_s, log_t)).sum()
+    torch.testing.assert_close(mean, full)
+    torch.testing.assert_close(torch.autograd.grad(mean, student)[0], expected_gradient)
+
+
+@pytest.mark.parametrize("chunk", [7, 64])
+def test_the_fused_sampled_divergence_has_the_values_and_gradients_of_the_plain_one(chunk):
+    (hidden, teacher_hidden, head, teacher_head), tokens, biases = heads_and_hidden(biases=True)
+    trained = [x.requires_grad_() for x in (hidden, head, biases[0])]
+    factors = torch.linspace(-1, 2, 23, dtype=torch.float64)
+    log_s, log_t = (token_logprobs(torch.nn.functional.linear(h, w, b), tokens, 1.2) for h, w, b in
+                    ((hidden, head, biases[0]), (teacher_hidden, teacher_head, biases[1])))
+    plain = sampled_divergence(log_s, log_t)
+    fused = fused_divergence(hidden, teacher_hidden, (head, biases[0]), (teacher_head, biases[1]), tokens, beta=1.0,
+                             temperature=1.2, chunk=chunk, estimator="sampled")
+    torch.testing.assert_close(fused.divergence, plain.detach())
+    for ours, theirs in zip(torch.autograd.grad(fused.divergence @ factors, trained),
+                            torch.autograd.grad(plain @ factors, trained), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 

@@ -12,7 +12,7 @@ from test_devices import in_processes
 import renio
 from renio import Devices, UserError, sample
 
-SETTINGS = SimpleNamespace(threshold=0.8, log_ratio_clip=2.0, log_ratio_clip_min=None)
+SETTINGS = SimpleNamespace(threshold=0.8, log_ratio_clip=2.0, log_ratio_clip_min=None, variant="paper")
 # log p_S - log p_T: [1, 0.5, 3] and [-1, -4], and a padded place that nothing may read
 STUDENT = torch.tensor([[-1.0, -0.5, -1.0], [-2.0, -5.0, 9.0]])
 TEACHER = torch.tensor([[-2.0, -1.0, -4.0], [-1.0, -1.0, -9.0]])
@@ -76,6 +76,73 @@ def test_every_weighting_gives_one_update_however_the_batch_is_split(config, tok
     for size in (1, 3):
         split, _ = step(config, tokenizer, model, batch, "--weighting", name, "--micro_batch_size", size)
         assert (split - whole).norm() < 2e-6 * whole.norm(), size
+
+
+@pytest.mark.parametrize("name", ["none", "renio", "st_token", "renio_shuffled", "correctness"])
+def test_every_weighting_works_with_the_sampled_estimator(config, tokenizer, model, batch, name):
+    words = "--estimator", "sampled", "--beta", 1
+    gradient, records = step(config, tokenizer, model, batch, *words, "--weighting", name)
+    plain, _ = step(config, tokenizer, model, batch, *words)
+    assert plain.norm() > 0 and torch.equal(gradient, plain) == (name == "none")
+    for record, rollout in zip(records, batch, strict=True):
+        assert record["counted"] == record["length"] == len(rollout.completion)
+
+
+@pytest.mark.parametrize("name", ["renio", "st_token", "correctness", "renio_shuffled"])
+def test_the_official_variant_normalizes_every_weighting_in_its_micro_batch(config, tokenizer, model, batch, name):
+    def weights(*words):
+        _, records = step(config, tokenizer, model, batch, "--weighting", name, "--micro_batch_size", 4,
+                          "--variant", "official", *words)
+        return torch.tensor([record["weight"] for record in records]).view(2, 4)
+
+    own, normalized = weights("--weight_norm", "none"), weights()
+    torch.testing.assert_close(normalized, own / own.mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
+    assert (normalized.mean(1) - 1).abs().max() < 1e-4 < own.std()
+
+
+def test_official_normalizing_is_that_of_the_released_weights_and_caps_at_ten(batch):
+    mask = torch.ones(31, 4, dtype=torch.bool)
+    student, teacher = torch.zeros(31, 4), torch.zeros(31, 4)
+    teacher[0] = -9.0
+    own = renio.official_sample_weights(student, teacher, mask, 0.8, 9.0, norm="none")[:, None]
+    released = renio.official_sample_weights(student, teacher, mask, 0.8, 9.0)[:, None]
+    torch.testing.assert_close(renio.official_normalized(own, mask), released)
+    assert released.max() == 10
+
+
+def test_skipped_tokens_count_in_neither_loss_nor_weight(config, tokenizer, model, batch):
+    flags = config("--method", "opsd")
+    teacher = renio.Teacher(flags, model, tokenizer, Devices("cpu"))
+    tokens = renio.token_columns(model, teacher, batch, flags, renio.Stopwatch("cpu"))
+    for skip in (1, 2):
+        kept = tokens.mask.clone()
+        kept[:, :skip] = False
+        weights = renio.sample_weights(tokens.student_logprobs, tokens.teacher_logprobs, kept, 0.01, 3.0)
+        _, records = step(config, tokenizer, model, batch, "--weighting", "renio", "--skip_tokens", skip)
+        assert [r["weight"] for r in records] == pytest.approx(weights.tolist(), rel=1e-4)
+        losses = weights * (tokens.divergence * kept).sum(1)
+        assert [r["loss"] for r in records] == pytest.approx(losses.tolist(), rel=1e-3, abs=1e-6)
+        assert [r["counted"] for r in records] == [max(0, len(r.completion) - skip) for r in batch]
+
+
+def test_a_batch_of_which_every_token_is_skipped_changes_nothing(config, tokenizer, model, batch):
+    for name in ("none", "renio", "renio_shuffled", "correctness"):
+        gradient, records = step(config, tokenizer, model, batch, "--weighting", name, "--skip_tokens", 39)
+        assert gradient.eq(0).all() and gradient.isfinite().all()
+        metrics = renio.step_metrics(records, 1.0, config("--method", "opsd"))
+        assert metrics["divergence"] == 0 and metrics["first_token_divergence_share"] is None
+
+
+def test_the_first_tokens_shares_by_hand(config, tokenizer, model, batch):
+    flags = config("--method", "opsd", "--threshold", 0.01)
+    teacher = renio.Teacher(flags, model, tokenizer, Devices("cpu"))
+    tokens = renio.token_columns(model, teacher, batch, flags, renio.Stopwatch("cpu"))
+    _, records = step(config, tokenizer, model, batch)
+    metrics = renio.step_metrics(records, 1.0, flags)
+    key = (tokens.log_ratio > 0.01) & tokens.mask
+    first, whole = tokens.divergence[:, 0].sum().item(), tokens.divergence.sum().item()
+    assert metrics["first_token_divergence_share"] == pytest.approx(first / whole, rel=1e-3)
+    assert metrics["first_token_key_share"] == key[:, 0].sum().item() / key.sum().item()
 
 
 def test_token_weights_multiply_each_tokens_divergence(config, tokenizer, model, batch):
@@ -180,6 +247,23 @@ def test_flags_of_grpo_are_checked(config, words, message):
         config("--method", "grpo", *words.split())
 
 
-def test_groups_stay_on_one_process(config):
-    with pytest.raises(UserError, match="2 groups, which must be a multiple of the 4 processes"):
-        renio.train(config("--method", "grpo", "--batch_size", 16), Devices("cpu", 0, 4))
+def grpo_gradient(devices, flags, rollouts, path):
+    student, _ = renio.load_student(flags, "cpu")
+    total, _ = renio.grpo_step(student, devices.part_of(rollouts), [], flags, devices, renio.Stopwatch("cpu"))
+    gradients = [p.grad for p in student.parameters()]
+    devices.sum([*gradients, total])
+    if devices.rank == 0:
+        torch.save(torch.cat([g.flatten() for g in gradients]) / total, path)
+
+
+def test_a_group_may_lie_on_several_processes(tmp_path, config, tokenizer, batch, micro_model):
+    flags = config("--method", "grpo", "--batch_size", 8, "--generations", 8, "--model", micro_model)
+
+    def gradient(world):
+        in_processes(world, tmp_path, grpo_gradient, flags, batch, tmp_path / "gradient.pt")
+        return torch.load(tmp_path / "gradient.pt")
+
+    whole = gradient(1)
+    assert whole.norm() > 0
+    for world in (2, 4):  # with more processes than groups
+        assert (gradient(world) - whole).norm() < 1e-5 * whole.norm()

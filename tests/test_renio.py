@@ -21,7 +21,6 @@ from renio import (
     UserError,
     completion_hidden,
     filter_logits,
-    prompt_ids,
     read_problems,
     sample,
     sample_weights,
@@ -257,32 +256,25 @@ def test_a_separate_teacher_with_a_padded_vocabulary_is_cut(model, tokenizer, co
     assert [row["loss"] for row in cut] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
 
 
-# --- prompts and data -------------------------------------------------------------------------------------------------
-
-def test_qwen3_template_renders_with_thinking_on_and_off(shared):
-    tokenizer = AutoTokenizer.from_pretrained(shared / "data" / "qwen3-tokenizer")
-    row = dict(problem="What is 2 + 2?", solution="It is four.", answer="4")
-    off = tokenizer.decode(prompt_ids(tokenizer, "math", row, thinking=False))
-    on = tokenizer.decode(prompt_ids(tokenizer, "math", row, thinking=True, privileged=True))
-    assert off.startswith("<|im_start|>user\nWhat is 2 + 2?") and "\\boxed{}" in off
-    assert off.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n") and "four" not in off
-    assert on.endswith("<|im_start|>assistant\n") and "It is four." in on
-    code = tokenizer.decode(prompt_ids(tokenizer, "code", row, thinking=False, privileged=True))
-    assert "```python" in code and "It is four." in code
-
-
-def test_a_tokenizer_without_a_template_is_refused(tokenizer):
-    bare = renio.arith_tokenizer()
-    bare.chat_template = None
-    with pytest.raises(UserError, match="no chat template"):
-        prompt_ids(bare, "arith", dict(problem="a 1 +1"), thinking=True)
-
+# --- data ------------------------------------------------------------------------------------------------
 
 def test_teacher_and_student_must_share_a_vocabulary(tokenizer):
     other = renio.arith_tokenizer()
     other.add_tokens(["+10"])
     with pytest.raises(UserError, match=r"different vocabularies: '\+10'"):
         renio.check_same_vocabulary(tokenizer, other)
+
+
+def test_odd_end_tokens_are_warned_of(model, tokenizer):
+    teacher = SimpleNamespace(model=renio.init_model("init:micro", tokenizer, 1), tokenizer=tokenizer)
+    assert renio.end_warnings(model, tokenizer, teacher) == []
+    teacher.model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("wait")]
+    [warning] = renio.end_warnings(model, tokenizer, teacher)
+    assert "the student ends answers with ['<eos>'], the teacher with ['<eos>', 'wait']" in warning
+    tokenizer.pad_token = "<eos>"
+    [warning] = renio.end_warnings(model, tokenizer)
+    tokenizer.pad_token = "<pad>"  # the fixture is shared
+    assert "the pad token <eos> also ends answers" in warning
 
 
 def write_rows(path, rows):
@@ -350,9 +342,9 @@ def test_long_problems_are_skipped_and_counted(tmp_path, tokenizer, config):
     flags = config("--method", "opsd", "--dataset", write_rows(tmp_path / "rows.jsonl", rows),
                    "--max_prompt_tokens", 40)
     examples, skipped = renio.load_examples(flags, tokenizer, tokenizer, 4)
-    assert skipped > 0 and [example.row["problem"] for example in examples] == ["a 1 +1"] * 4
+    assert skipped["longer than 40 tokens"] > 0 and [example.row["problem"] for example in examples] == ["a 1 +1"] * 4
     flags.max_prompt_tokens = 4
-    with pytest.raises(UserError, match="every prompt is longer than --max_prompt_tokens 4"):
+    with pytest.raises(UserError, match=r"each is longer than 4 tokens \(--max_prompt_tokens\)"):
         renio.load_examples(flags, tokenizer, tokenizer, 4)
 
 
@@ -400,6 +392,10 @@ def test_explicit_flags_win_over_variant_and_variant_over_scale(config):
     flags = config("--scale", "paper", "--method", "opsd", "--variant", "official", "--top_k", 7)
     assert (flags.learning_rate, flags.prefix_tokens, flags.lora_r, flags.temperature) == (5e-6, 1024, 64, 1.1)
     assert (flags.entry_clip, flags.top_p, flags.top_k) == (0.05, 0.95, 7)
+    assert (flags.max_prompt_tokens, flags.schedule_steps, flags.max_grad_norm) == (20_000, 126, 1.0)
+    grpo = config("--scale", "paper", "--method", "grpo", "--variant", "official")
+    assert (grpo.student_thinking, grpo.top_p, grpo.entry_clip, grpo.schedule_steps) == (True, 1.0, None, 150)
+    assert not config("--scale", "paper", "--method", "opd", "--student_thinking", "False").student_thinking
     assert config("--method", "sft").learning_rate == 1e-3
     assert config("--scale", "paper").teacher == "Qwen/Qwen3-8B"
 
@@ -414,6 +410,8 @@ def test_explicit_flags_win_over_variant_and_variant_over_scale(config):
     ("--method opsd --privileged_share 0.5", "--privileged_share: only for --method sft"),
     ("--method opsd --entry_clip 0", "--entry_clip 0.0: must be at least 1e-09"),
     ("--method opsd --variant official --log_ratio_clip_min 0", "no lower clip"),
+    ("--method opsd --estimator sampled", "--estimator sampled: estimates the reverse KL; give --beta 1"),
+    ("--method opsd --estimator sampled --beta 1 --entry_clip 1", "drop --entry_clip or --variant official"),
     ("--method opsd --log_ratio_clip_min 4", "--log_ratio_clip_min 4.0: must be below"),
     ("--method opsd --batch_size 0", "--batch_size 0: must be at least 1"),
     ("--method opsd --temperature 0", "--temperature 0.0: must be at least 0.01"),
@@ -456,6 +454,23 @@ def test_a_mistake_found_while_loading_does_not_spoil_the_folder(tmp_path, micro
 def test_an_output_folder_is_required():
     with pytest.raises(SystemExit, match="--output_dir: required"):
         renio.main(["--method", "opsd"])
+
+
+@pytest.mark.parametrize("device, cuda, nodes, visible, expected", [
+    (None, True, True, None, "cuda"), ("cpu", True, True, None, "cpu"), (None, False, False, None, "cpu"),
+    (None, False, True, None, "can't use it"), (None, False, True, "", "cpu"), ("cpu", False, True, None, "cpu"),
+    ("cuda", False, True, None, "has no CUDA device"), ("cuda:1", True, True, None, "cuda:1")])
+def test_a_gpu_that_torch_cannot_use_is_never_replaced_silently(monkeypatch, device, cuda, nodes, visible, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(renio.Path, "glob", lambda *_: iter(["/dev/nvidia0"] * nodes))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if " " in expected:
+        with pytest.raises(UserError, match=expected):
+            renio.pick_device(device)
+    else:
+        assert renio.pick_device(device) == expected
 
 
 @pytest.mark.parametrize("device, dtype, installed, attention", [

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections import Counter
 from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -63,7 +65,8 @@ def train_and_compare(words):
     real = renio.load_student
 
     def draw(sampler, *others):
-        answers.append(sampler.engine(PROMPTS, 16, sampler.eos_ids, temperature=0))
+        with sampler.awake_engine() as engine:
+            answers.append(engine(PROMPTS, 16, sampler.eos_ids, temperature=0))
         assert answers[-1] == sample(students[0][0], PROMPTS, 16, sampler.eos_ids, temperature=0)
         return renio.draw_rollouts(sampler, *others)
 
@@ -186,6 +189,57 @@ def test_what_vllm_cannot_run_ends_with_one_line(tmp_path, tokenizer):
             renio.main(["--method", "opsd", "--model", folder, "--rollout_engine", "vllm", "--batch_size", "2",
                         "--output_dir", str(tmp_path / words[0]), *words])
         assert "\n" not in str(error.value)
+
+
+class FakeLLM:
+    """Keeps what is asked of an engine whose platform lets it sleep."""
+
+    def __init__(self, model, **settings):
+        self.calls, self.llm_engine = [f"made with sleep mode {settings['enable_sleep_mode']}"], self
+        self.engine_core, self.model_config = self, self
+
+    def wake_up(self):
+        self.calls.append("wake")
+
+    def sleep(self, level):
+        self.calls.append(f"sleep {level}")
+
+    def add_lora(self, request):
+        self.calls.append("adapter")
+
+    def generate(self, prompts, *_, **__):
+        self.calls.append("generate")
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[20, 1])]) for _ in prompts]
+
+    def try_get_generation_config(self):
+        return {}
+
+    def shutdown(self):
+        pass
+
+
+def test_the_engine_sleeps_while_the_student_trains(tmp_path, micro_model, monkeypatch):
+    modules = {
+        "vllm": SimpleNamespace(LLM=FakeLLM, SamplingParams=SimpleNamespace, __spec__=1),
+        "vllm.platforms": SimpleNamespace(current_platform=SimpleNamespace(
+            device_type="cpu", is_sleep_mode_available=lambda: True)),
+        "vllm.config": SimpleNamespace(), "vllm.config.lora": SimpleNamespace(MaxLoRARanks=Literal[8]),
+        "vllm.lora": SimpleNamespace(), "vllm.lora.request": SimpleNamespace(LoRARequest=lambda *words: words)}
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(renio, "version_of", lambda package: "0")
+    step, calls = renio.distillation_step, []
+
+    def noted_step(*args, **words):
+        calls[:] = VllmSampler.running.llm.calls
+        VllmSampler.running.llm.calls.append("train")
+        return step(*args, **words)
+
+    monkeypatch.setattr(renio, "distillation_step", noted_step)
+    renio.main(["--method", "opsd", "--model", str(micro_model), "--rollout_engine", "vllm", "--batch_size", "2",
+                "--max_steps", "2", "--lora_r", "4", "--output_dir", str(tmp_path / "run")])
+    step_calls = ["wake", "adapter", "generate", "sleep 1"]
+    assert calls == ["made with sleep mode True", "generate", "sleep 1", *step_calls, "train", *step_calls]
 
 
 def test_without_vllm_the_flag_is_named_and_how_to_install_it(tmp_path, monkeypatch):
