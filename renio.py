@@ -134,6 +134,7 @@ class Config:
     rollout_engine: Literal["transformers", "vllm"] = flag("transformers", "what samples the rollouts")
     vllm_memory: float = flag(0.3, "share of each GPU's memory for rollout_engine vllm; the trainer has the rest",
                               low=0.01, high=0.99)
+    vllm_sleep: bool = flag(False, "vLLM leaves its memory on a GPU to the updates, for seconds a step")
 
     # loss
     beta: float = flag(0.0, "divergence: 0 forward KL(T||S), 1 reverse KL(S||T), between them generalized JSD",
@@ -176,7 +177,7 @@ class Config:
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
              prefix_tokens=40, temperature=1.0, micro_batch_size=32, learning_rate=3e-4, max_steps=50,
              max_prompt_tokens=256, save_steps=10)
-ONE = dict(max_prompt_tokens=2048, micro_batch_size=8, vllm_memory=0.4)  # 24 GB hold it: tests/test_devices.py
+ONE = dict(max_prompt_tokens=2048, micro_batch_size=8, vllm_memory=0.4, vllm_sleep=True)  # so that 24 GB suffice
 SCALES = {  # what differs from the paper's settings, the defaults above
     "micro": {"sft": MICRO | dict(learning_rate=1e-3, max_steps=1000, schedule_steps=1000, warmup_steps=50,
                                   save_steps=200, max_grad_norm=1.0, token_reduction="mean"),
@@ -1695,10 +1696,9 @@ class RolloutSampler:
         self.weights = None
         if config.rollout_engine == "vllm":
             longest = max(len(example.student_prompt) for example in examples)
-            with devices.turn():
-                self.engine = VllmSampler(
-                    "--rollout_engine", config.model, config.dtype, devices.device, longest + config.prefix_tokens,
-                    config.vllm_memory, config.lora_r, sleeps=True)
+            self.engine = VllmSampler(
+                "--rollout_engine", config.model, config.dtype, devices.device, longest + config.prefix_tokens,
+                config.vllm_memory, config.lora_r, config.vllm_sleep)
 
     @contextlib.contextmanager
     def of_present_student(self, watch):
@@ -1753,7 +1753,7 @@ class VllmSampler:
     max_length: tokens of the longest prompt and its completion together, which must fit into the model's positions.
     memory: share of the GPU's memory (on a CPU: of the machine's) for weights and cache of the engine.
     lora_r: rank of the adapters to come, 0 for none.
-    sleeps: outside of `awake` the engine leaves its memory on a GPU to others.
+    sleeps: outside of `awake` the engine leaves its memory on a GPU to others; to sample then would hang.
     Raises UserError where vLLM can't run the model so. Under torchrun each process has an engine on its own GPU.
     The same seed gives the same completions, up to rounding, which are not those that `sample` draws with it.
     """
@@ -1782,7 +1782,7 @@ class VllmSampler:
             VllmSampler.running = self
             self([[0]], 1, [])  # some models fail only here
             self.sleep()
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
+        except (AssertionError, ImportError, OSError, RuntimeError, ValueError) as error:
             raise UserError(f"{flag} vllm: it can't run {model} with --dtype {dtype}, --vllm_memory {memory} and "
                             f"{max_length} tokens: {' '.join(str(error).split())}") from None
         from transformers import GenerationConfig
@@ -1793,6 +1793,8 @@ class VllmSampler:
     def close(cls):
         """End the engine of this process, if there is one; it takes torch's process group with it."""
         if cls.running:
+            if cls.running.sleeps:
+                cls.running.llm.wake_up()  # what sleeps can't be freed
             cls.running.llm.llm_engine.engine_core.shutdown()
             cls.running = None
 
@@ -1800,7 +1802,6 @@ class VllmSampler:
     def awake(self):
         """Within it the engine has its memory, outside of it, if it `sleeps`, the trainer has it."""
         if self.sleeps:
-            torch.cuda.empty_cache()  # what torch keeps for the trainer would be missing
             self.llm.wake_up()
         yield
         self.sleep()
@@ -1981,6 +1982,9 @@ def connect(config):
         if processes <= gpus:
             backend = "nccl"
         elif config.shares_devices:  # nccl takes one process a GPU only
+            need(config.rollout_engine != "vllm",
+                 f"--rollout_engine vllm: {processes} arms on {gpus} GPUs can't have an engine each; take "
+                 "--rollout_engine transformers, or a GPU an arm")
             name = f"renio-{os.environ['MASTER_PORT']}-{local_rank % gpus}.lock"
             lock = FileLock(Path(tempfile.gettempdir()) / name)
         else:
@@ -2006,7 +2010,7 @@ def open_output(config, devices):
 def claim_output(config):
     output_dir = Path(config.output_dir)
     settings = {k: v for k, v in asdict(config).items()
-                if k not in ("output_dir", "resume", "preflight", "device", "vllm_memory", "report_to")}
+                if k not in ("output_dir", "resume", "preflight", "device", "vllm_memory", "vllm_sleep", "report_to")}
     path = output_dir / "config.json"
     if path.exists() and (output_dir / "metrics.jsonl").exists():  # without it no step was made
         if not config.resume:
@@ -2378,9 +2382,9 @@ def predict_memory(config, devices, student, teacher, examples):
                  optimizer=2 * trained, vllm=0.0, rollouts=0.0, gradients=trained,
                  activations=config.micro_batch_size * tokens * kept / 1e9,
                  logits=3 * rows * shape.vocab_size * 4 / 1e9)
-    if config.rollout_engine == "vllm":  # on a GPU it sleeps during the update
-        phase = "rollouts" if devices.device.startswith("cuda") else "vllm"
-        parts[phase] = config.vllm_memory * device_memory(devices.device)
+    if config.rollout_engine == "vllm":  # held all the time, unless it can sleep during the update
+        asleep = config.vllm_sleep and devices.device.startswith("cuda")
+        parts["rollouts" if asleep else "vllm"] = config.vllm_memory * device_memory(devices.device)
     elif config.method != "sft":
         parts["rollouts"] = config.batch_size // devices.world * tokens * cache_bytes(shape, width) / 1e9
         copied = [module.get_base_layer().weight for module in adapted]  # by merged_adapter

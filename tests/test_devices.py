@@ -239,7 +239,9 @@ def test_the_predicted_memory_holds_the_share_of_vllm(config, tokenizer, monkeyp
     parts = predicted(config, tokenizer, "--method opsd --rollout_engine vllm --vllm_memory 0.4")
     assert parts["vllm"] == pytest.approx(32) and parts["rollouts"] == 0
     assert "about 32.0" in renio.describe_memory(parts) and "vLLM 32.00" in renio.describe_memory(parts)
-    asleep = predicted(config, tokenizer, "--method opsd --rollout_engine vllm --vllm_memory 0.4", device="cuda")
+    words = "--method opsd --rollout_engine vllm --vllm_memory 0.4 --vllm_sleep"
+    assert predicted(config, tokenizer, words)["vllm"] == parts["vllm"]  # on a CPU it can't sleep
+    asleep = predicted(config, tokenizer, words, device="cuda")
     assert asleep["vllm"] == 0 and asleep["rollouts"] == pytest.approx(32)
 
 
@@ -263,7 +265,6 @@ def test_scale_one_fits_a_gpu_of_24_gb(config, tokenizer, monkeypatch, method):
     student, tokenizer, teacher = renio.check_models(flags)[0]
     longest = [renio.Example({}, [0] * flags.max_prompt_tokens, [0] * flags.max_prompt_tokens)]
     parts = renio.predict_memory(flags, Devices("cuda"), student, teacher, longest)
-    print(method, renio.describe_memory(parts))
     assert 10 < renio.peak_of(parts) < 22
 
 

@@ -237,7 +237,7 @@ def test_the_engine_sleeps_while_the_student_trains(tmp_path, micro_model, monke
 
     monkeypatch.setattr(renio, "distillation_step", noted_step)
     renio.main(["--method", "opsd", "--model", str(micro_model), "--rollout_engine", "vllm", "--batch_size", "2",
-                "--max_steps", "2", "--lora_r", "4", "--output_dir", str(tmp_path / "run")])
+                "--max_steps", "2", "--lora_r", "4", "--vllm_sleep", "--output_dir", str(tmp_path / "run")])
     step_calls = ["wake", "adapter", "generate", "sleep 1"]
     assert calls == ["made with sleep mode True", "generate", "sleep 1", *step_calls, "train", *step_calls]
 
