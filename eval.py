@@ -1380,6 +1380,12 @@ def read_folder(folder):
     return [Scores(runs, folder, f"-{i}" if i > 1 else "") for i, runs in enumerate(groups, start=1)]
 
 
+def flags_of(runs):
+    """The flags that each of the runs was trained with, of those that were."""
+    return [json.loads(path.read_text(encoding="utf-8"))["flags"] for run in runs
+            if (path := run.folder / "config.json").exists()]
+
+
 class Scores:
     """Evaluations of one student under the same conditions, asked by label.
 
@@ -1406,7 +1412,10 @@ class Scores:
         self.student = "Qwen3-1.7B" if self.micro else students.pop() if len(students) == 1 else None
 
     def named(self, label):
-        """A label of SECTIONS with the other length of rollouts that these runs have in place of its *."""
+        """A label of SECTIONS as these runs have it: the other length of rollouts for *, the main run for the sweeps'
+        centre unless that is a run of its own."""
+        if label == CENTRE and label not in self.labels:
+            return "opd+renio"
         return label.replace("*", self.other_length)
 
     def columns(self):
@@ -1477,9 +1486,7 @@ class Scores:
 
     def seconds(self, label):
         """Seconds of the optimizer steps of its runs but the first ones, which warm up; grpo makes several a row."""
-        flags = [json.loads(path.read_text(encoding="utf-8"))["flags"] for run in self.trained(label)
-                 if (path := run.folder / "config.json").exists()]
-        steps = max((f["iterations"] for f in flags if f["method"] == "grpo"), default=1)
+        steps = max((f["iterations"] for f in flags_of(self.trained(label)) if f["method"] == "grpo"), default=1)
         return [row["seconds"] / steps for rows in self.logs(label, "metrics.jsonl") for row in rows[1:]]
 
     def auc_within_batch(self, label):
@@ -1514,6 +1521,7 @@ PUBLISHED = {  # ReNIO, arXiv 2606.23104v1, in percent: Tables 1-4 and 8, Figure
         "opd-correct": [54.2, 38.9, 27.8, 40.3], "opd-incorrect": [57.8, 42.8, 28.1, 42.9],
         "opsd-correct": [53.9, 39.4, 23.9, 39.1], "opsd-incorrect": [55.8, 42.8, 26.1, 41.6],
         "opd+renio-clip2.0": [54.7, 41.7, 27.2, 41.2], "opd+renio-clip2.5": [56.4, 40.0, 27.8, 41.4],
+        "opd+renio-clip3.0": [54.7, 43.1, 28.3, 42.0],
         "opd+renio-threshold0.6": [56.9, 42.5, 24.7, 41.4], "opd+renio-threshold1.0": [53.6, 42.2, 27.2, 41.0]},
     "Qwen3-4B": {
         "base": [74.44, 65.28, 42.22, 60.65, 86.74, 77.31, 82.03],
@@ -1718,14 +1726,19 @@ def settings_lines(scores):
                 continue
             r = runs[0].results[benchmark, decoding]
             c = dict.fromkeys(("temperature", "top_p", "top_k")) | r["conditions"]
+            prompts = sorted({prompt for run in runs if (prompt := run.settings.get("prompt"))})
             versions = {run.settings.get("versions", {}).get(c["engine"], "") for run in runs}
             lines.append(
                 f"- {benchmark}, {decoding}: {len(r['per_problem']['right'])} problems (checksum {c['problems']}), "
                 + (f"{c['answers']} answers each at temperature {c['temperature']:g}, top-p {c['top_p']:g}, top-k "
                    f"{c['top_k'] or 'off'}" if decoding == "sampled" else "one answer each")
                 + f"; at most {c['max_new_tokens']} new tokens, thinking {'on' if c['thinking'] else 'off'}; "
-                f"{c['engine']} {', '.join(sorted(versions))}, {c['dtype']}")
-    seeds = sorted({run.seed for run in scores.last})
+                f"{c['engine']} {', '.join(sorted(versions))}, {c['dtype']}"
+                + f"; asked by {', '.join(map(repr, prompts))}" * bool(prompts))
+    seeds, variants = sorted({run.seed for run in scores.last}), [f.get("variant") for f in flags_of(scores.last)]
+    if official := variants.count("official"):
+        lines.append(f"- training: {official} of {len(variants)} runs with --variant official, the released code's "
+                     "settings")
     return [
         f"Settings of every row, training seeds {', '.join(map(str, seeds))}:", "", *lines, "",
         "Scores are percent right, means over seeds; a run is scored at its fixed last step. In brackets: the 95 % "
@@ -1931,7 +1944,7 @@ def plot_sweeps(scores):
     """Figure 6: scores over the clip and over the threshold of ReNIO under OPD."""
     def draw(axis, title, runs, column):
         name, benchmarks, decoding = column
-        points = [(x, scores.of(f"opd+renio{suffix}", benchmarks, decoding)[1]) for x, suffix in runs.items()]
+        points = [(x, scores.of(scores.named(f"opd+renio-{end}"), benchmarks, decoding)[1]) for x, end in runs.items()]
         draw_intervals(axis, points, within=(0, 1), fmt="o-", color="black", capsize=3, linewidth=0.8,
                        label="with ReNIO")
         for label, line in (("opd", "--"), ("base", ":")):
@@ -1944,8 +1957,8 @@ def plot_sweeps(scores):
         legend_above(axis)
 
     columns = scores.columns()
-    sweeps = [("clip of the log-ratio (threshold 0.8)", {2.0: "-clip2.0", 2.5: "-clip2.5", 3.0: ""}),
-              ("threshold (clip 3.0)", {0.6: "-threshold0.6", 0.8: "", 1.0: "-threshold1.0"})]
+    sweeps = [("clip of the log-ratio (threshold 0.8)", {2.0: "clip2.0", 2.5: "clip2.5", 3.0: "clip3.0"}),
+              ("threshold (clip 3.0)", {0.6: "threshold0.6", 0.8: "clip3.0", 1.0: "threshold1.0"})]
     return figure(scores, "figure6", [(*sweep, column) for sweep in sweeps for column in columns], draw,
                   "Scores over clip and threshold", ["Figure 6: OPD with ReNIO; bars: 95 % intervals; lines: plain OPD "
                                                      "and the base."], columns=len(columns), size=(4.2, 3.0))
@@ -1958,10 +1971,12 @@ def plot_log_ratios(scores, rollouts):
     """
     def draw(axis, label, values):
         axis.hist(values, bins=80, color="lightgrey", edgecolor="black", linewidth=0.4, log=True)
-        axis.axvline(0.8, color="black", linestyle="--", label="threshold 0.8")
-        axis.axvline(3.0, color="black", linestyle=":", label="clip 3.0")
+        flags = dict(threshold=0.8, log_ratio_clip=3.0) | next(iter(flags_of(scores.trained(label))), {})
+        axis.axvline(flags["threshold"], color="black", linestyle="--", label=f"threshold {flags['threshold']}")
+        axis.axvline(flags["log_ratio_clip"], color="black", linestyle=":", label=f"clip {flags['log_ratio_clip']}")
         axis.set(xlabel="log-ratio of student to teacher, nats", ylabel="sampled tokens", title=(
-            f"{label.upper()}: {len(values):,} tokens, {100 * (values > 0.8).mean():.1f} % above the threshold"))
+            f"{label.upper()}: {len(values):,} tokens, {100 * (values > flags['threshold']).mean():.1f} % above the "
+            "threshold"))
         axis.legend()
 
     values = {label: np.array([x for run in runs for r in run for x in r["log_ratios"]])
@@ -2056,11 +2071,14 @@ class Section(NamedTuple):
     by_length: bool = False  # compares lengths of rollouts
 
 
-METHODS = ["base", "grpo", "opsd", "opsd+renio", "opd", "opd+renio", "teacher", "base with solution"]
+METHODS = ["base", "grpo", "opsd", "opsd+renio", "opd", "opd+renio", "opd-privileged", "opd+renio-privileged",
+           "teacher", "base with solution"]
+CENTRE = "opd+renio-clip3.0"  # of the sweeps, which the main run is unless it was made with --variant official
 SECTIONS = [
     Section("Tables 1 and 2: methods", METHODS, [
         Claim("OPSD improves the base", "opsd", "base"), Claim("OPD improves the base", "opd", "base"),
         Claim("ReNIO improves OPSD", "opsd+renio", "opsd"), Claim("ReNIO improves OPD", "opd+renio", "opd"),
+        Claim("ReNIO improves OPD whose teacher reads the solution", "opd+renio-privileged", "opd-privileged"),
         Claim("OPSD with ReNIO beats GRPO", "opsd+renio", "grpo")], plot_scores),
     Section("Table 3: length of the rollouts",
             ["opsd", "opsd+renio", "opsd@*", "opsd+renio@*", "opd", "opd+renio", "opd@*", "opd+renio@*"],
@@ -2083,21 +2101,23 @@ SECTIONS = [
              for key, does in (("right", "beats"), ("tokens", "makes longer answers than"),
                                ("markers", "makes more reflection markers than"))
              for m in ("opd", "opsd") for design in ("", "-matched")], plot_filter),
-    Section("Figure 6: sweeps", ["opd+renio-clip2.0", "opd+renio-clip2.5", "opd+renio", "opd+renio-threshold0.6",
-                                 "opd+renio-threshold1.0"],
-            [Claim("clip 3.0 beats 2.0", "opd+renio", "opd+renio-clip2.0"),
-             Claim("clip 3.0 beats 2.5", "opd+renio", "opd+renio-clip2.5"),
-             Claim("threshold 0.8 beats 0.6", "opd+renio", "opd+renio-threshold0.6"),
-             Claim("threshold 0.8 beats 1.0", "opd+renio", "opd+renio-threshold1.0")], plot_sweeps),
+    Section("Figure 6: sweeps",
+            ["opd+renio-clip2.0", "opd+renio-clip2.5", CENTRE, "opd+renio-threshold0.6", "opd+renio-threshold1.0"],
+            [Claim("clip 3.0 beats 2.0", CENTRE, "opd+renio-clip2.0"),
+             Claim("clip 3.0 beats 2.5", CENTRE, "opd+renio-clip2.5"),
+             Claim("threshold 0.8 beats 0.6", CENTRE, "opd+renio-threshold0.6"),
+             Claim("threshold 0.8 beats 1.0", CENTRE, "opd+renio-threshold1.0")], plot_sweeps),
     Section("Controls, which the paper lacks",
             ["opd", "opd+renio", "opd+renio_shuffled", "opd+correctness", "opd+iw", "opsd", "opsd+renio",
-             "opsd+renio_shuffled", "opsd+correctness", "opsd+pw"],
+             "opsd+renio_shuffled", "opsd+correctness", "opsd+pw", "opsd-nosolution"],
             [Claim("in OPD it matters which sample has which ReNIO weight", "opd+renio", "opd+renio_shuffled"),
              Claim("in OPSD it matters which sample has which ReNIO weight", "opsd+renio", "opsd+renio_shuffled"),
              Claim("weighting wrong rollouts by their verdict improves OPD", "opd+correctness", "opd"),
              Claim("weighting wrong rollouts by their verdict improves OPSD", "opsd+correctness", "opsd"),
              Claim("IW-OPD's token weights improve OPD", "opd+iw", "opd"),
-             Claim("PW-OPSD's token weights improve OPSD", "opsd+pw", "opsd")]),
+             Claim("PW-OPSD's token weights improve OPSD", "opsd+pw", "opsd"),
+             Claim("OPSD improves the base without the solution too", "opsd-nosolution", "base"),
+             Claim("the solution improves OPSD", "opsd", "opsd-nosolution")]),
 ]
 
 
