@@ -4,12 +4,14 @@
     python eval.py --model Qwen/Qwen3-1.7B --adapter runs/opd+renio/final --scale paper --output scores.json
     python eval.py --model DIR_OR_NAME --benchmarks gsm8k humaneval+ --data_dir DATA --limit 8 --output scores.json
     python eval.py --checkpoints runs/opd+renio --model DIR_OR_NAME   # every checkpoint-N, its scores in its eval.json
+    python eval.py --model DIR_OR_NAME --scale paper --preflight      # whether all is there that this scoring needs
     python eval.py compare A.json B.json      # paired difference of B over A, its interval and p-value
     python eval.py compare A0.json A1.json A2.json vs B0.json B1.json B2.json      # the same over training seeds
     python eval.py report results/micro       # every eval.json below it -> results/micro/report.md and its figures
 
-Read top to bottom: benchmarks; the evaluation (prompts, sampling, grading, scores); the grader of code with its judge
-and sandbox; statistics; evaluations read back and compared; the report's tables, figures and text; the command line.
+Read top to bottom: benchmarks; the evaluation (prompts, sampling, grading, scores); its preflight; the grader of code
+with its judge and sandbox; statistics; evaluations read back and compared; the report's tables, figures and text; the
+command line.
 Models, prompts, sampling and the math grader are renio.py's.
 
 The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 38,912 new tokens, thinking on, 12
@@ -23,6 +25,7 @@ import copy
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import os
@@ -105,7 +108,7 @@ def load_benchmark(name, data_dir=None, limit=None):
         return renio.arith_rows(limit or 500, split="test")
     source = str(Path(data_dir) / benchmark.file) if data_dir else benchmark.hub_name
     rows = []
-    for number, raw in enumerate(renio.read_table(source, benchmark.split)[:limit], start=1):
+    for number, raw in enumerate(itertools.islice(renio.read_table(source, benchmark.split), limit), start=1):
         if not isinstance(raw, dict):
             raise renio.UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
         for column in (benchmark.problem, benchmark.gold, *(("test",) if benchmark.task == "code" else ())):
@@ -125,6 +128,19 @@ def load_benchmark(name, data_dir=None, limit=None):
     return rows
 
 
+def benchmark_limits(args):
+    """{benchmark: how many of its first problems, None for all} by --benchmarks (name or name:limit) and --limit."""
+    limits = {}
+    for word in args.benchmarks:
+        name, colon, own = word.partition(":")
+        if colon and not (own.isdecimal() and int(own)):
+            raise renio.UserError(f"--benchmarks {word}: behind the colon stands how many of its problems, 1 or more")
+        if name in limits:
+            raise renio.UserError(f"--benchmarks {word}: {name} is there twice")
+        limits[name] = min((int(limit) for limit in (own, args.limit) if limit), default=None)
+    return limits
+
+
 def code_problem(row):
     """What a model is asked for a row of HumanEval+ or MBPP+; of the latter with a test, which names the function."""
     if "entry_point" in row:
@@ -142,28 +158,18 @@ def checksum(rows):
 # The evaluation.
 
 
-def evaluate(args, step=None):
-    """Sample, grade and score by the flags `args`; writes args.output, and prints a line a benchmark and decoding.
-
-    step: of the training, where the model is a checkpoint; for the report.
-    """
-    evaluation = Evaluation(args)
-    print(f"first prompt: {evaluation.settings['prompts'][args.benchmarks[0]]!r}", flush=True)
-    results = [evaluation.result(name, decoding) for name in evaluation.rows for decoding in args.decoding]
-    renio.write_json(args.output, dict(label=args.label, train_seed=args.train_seed, step=step,
-                                       settings=evaluation.settings, results=results))
-    evaluation.partial.unlink()
-    for r in results:
-        print(f"{args.label} {r['benchmark']} {r['decoding']}: Avg@{r['n']} {percent(r['avg'], r['avg_interval'])}, "
-              f"{r['length']:.1f} tokens, {100 * r['truncation_rate']:.1f} % truncated -> {args.output}")
+def evaluate(args):
+    """Sample, grade and score by the flags `args`; writes args.output, and prints a line a benchmark and decoding."""
+    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+    Evaluation(args).score(args)
 
 
 def evaluate_checkpoints(args):
     """Score every checkpoint-N of the run args.checkpoints, each into its own eval.json.
 
-    One that has an eval.json made with the same flags and weights stays as it is.
+    One that has an eval.json made with the same flags and weights stays as it is. Adapters take turns on one model.
     """
-    folders = renio.checkpoints(Path(args.checkpoints))
+    folders, evaluation = renio.checkpoints(Path(args.checkpoints)), None
     if not folders:
         raise renio.UserError(f"--checkpoints {args.checkpoints}: no checkpoint-N in it")
     for folder in reversed(folders):
@@ -177,11 +183,14 @@ def evaluate_checkpoints(args):
             if not changed:
                 continue
             print(f"{own.output}: made with other {', '.join(changed)}; scored anew")
-        evaluate(own, renio.step_of(folder))
-        renio.VllmSampler.close()
+        if weights == "model":  # no room for two
+            evaluation = None
+            renio.VllmSampler.close()
+        evaluation = evaluation or Evaluation(own)
+        evaluation.score(own, renio.step_of(folder))
 
 
-NO_SETTINGS = ("output", "device", "data_dir", "vllm_memory")  # flags that change no score
+NO_SETTINGS = ("output", "device", "data_dir", "vllm_memory", "preflight")  # flags that change no score
 
 
 def weights_of(args):
@@ -211,43 +220,58 @@ def changed_settings(args):
 
 
 class Evaluation:
-    """A model and its prompts, ready to be sampled from.
-
-    Each batch of answers is kept in args.output + ".partial" as it is done, where an interrupted evaluation with the
-    same settings goes on.
-    """
+    """Problems, their prompts, and a model to sample from, which `score` gives an adapter where the flags name one."""
 
     def __init__(self, args):
         self.args = args
         if args.adapter and not (Path(args.adapter) / "adapter_config.json").exists():
             raise renio.UserError(f"--adapter {args.adapter}: no adapter_config.json in it")
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        self.rows = {name: load_benchmark(name, args.data_dir, args.limit) for name in args.benchmarks}
+        self.rows = {name: load_benchmark(name, args.data_dir, limit) for name, limit in benchmark_limits(args).items()}
         for name, rows in self.rows.items():
             if args.privileged and not all(row["solution"] for row in rows):
                 raise renio.UserError(f"--privileged: {name} has no worked solutions to put in the prompt")
         self.tokenizer = renio.load_tokenizer(args.model)
-        self.prompts = {
-            name: [renio.prompt_ids(self.tokenizer, BENCHMARKS[name].task, row, args.thinking, args.privileged)
-                   for row in rows] for name, rows in self.rows.items()}
+        self.prompts = {name: [self.prompt(BENCHMARKS[name].task, row) for row in rows]
+                        for name, rows in self.rows.items()}
         longest = max(len(prompt) for prompts in self.prompts.values() for prompt in prompts) + args.max_new_tokens
-        self.sampler, self.batch_size, model = load_sampler(args, longest)
-        self.eos_ids = renio.end_ids(model, self.tokenizer)
-        self.settings = {k: v for k, v in vars(args).items() if k not in NO_SETTINGS} | dict(
+        self.sampler, self.batch_size = load_sampler(args, longest)
+        self.eos_ids = renio.end_ids(self.sampler, self.tokenizer)
+
+    def prompt(self, task, row):
+        template = self.args.prompt or renio.PROMPTS[task][self.args.privileged]
+        return renio.prompt_ids(self.tokenizer, renio.fill_prompt(template, row), self.args.thinking)
+
+    def score(self, args, step=None):
+        """Score by flags that differ from those of __init__ in adapter and output alone; writes args.output.
+
+        Each batch of answers is kept in args.output + ".partial" as it is done, where an interrupted evaluation with
+        the same settings goes on. step: of the training, where the model is a checkpoint; for the report.
+        """
+        if args.adapter:
+            self.sampler.load_adapter(args.adapter)
+        settings = {k: v for k, v in vars(args).items() if k not in NO_SETTINGS} | dict(
             batch_size=self.batch_size,
             weights=weights_of(args),
             checksums={name: checksum(rows) for name, rows in self.rows.items()},
             sources={name: f"{BENCHMARKS[name].hub_name or name} ({BENCHMARKS[name].licence})" for name in self.rows},
             prompts={name: self.tokenizer.decode(prompts[0]) for name, prompts in self.prompts.items()},
             versions={name: renio.version_of(name) for name in sorted({"torch", "transformers", args.engine})})
+        print(f"first prompt: {next(iter(settings['prompts'].values()))!r}", flush=True)
+        if self.batch_size < args.batch_size:
+            print(f"--batch_size {args.batch_size}: {self.batch_size} instead, as many as memory holds")
         self.partial = Path(f"{args.output}.partial")
-        self.done = resume_partial(self.partial, self.settings)
+        self.done = resume_partial(self.partial, settings)
+        results = [self.result(name, decoding) for name in self.rows for decoding in args.decoding]
+        renio.write_json(args.output, dict(label=args.label, train_seed=args.train_seed, step=step, settings=settings,
+                                           results=results))
+        self.partial.unlink()
+        for r in results:
+            print(f"{args.label} {r['benchmark']} {r['decoding']}: Avg@{r['n']} {percent(r['avg'], r['avg_interval'])}"
+                  f", {r['length']:.1f} tokens, {100 * r['truncation_rate']:.1f} % truncated -> {args.output}")
 
     def result(self, name, decoding):
         """Scores and answers of one benchmark under one decoding, as they stand in eval.json."""
-        args, rows, prompts = self.args, self.rows[name], self.prompts[name]
-        of_scale = 4 if BENCHMARKS[name].task == "code" else PRESETS[args.scale]["n"]
-        n = 1 if decoding == "greedy" else args.n or of_scale
+        args, rows, prompts, n = self.args, self.rows[name], self.prompts[name], self.samples(name, decoding)
         # the longest prompts first: batches of like lengths, and what does not fit fails at once
         order = sorted((p for p in range(len(rows)) for _ in range(n)), key=lambda p: -len(prompts[p]))
         answers = [[] for _ in rows]
@@ -256,7 +280,7 @@ class Evaluation:
             for start in range(0, len(order), self.batch_size):
                 problems, key = order[start : start + self.batch_size], f"{name} {decoding} {start}"
                 if key not in self.done:
-                    self.done[key] = self.batch(name, decoding, start, problems)
+                    self.done[key] = self.batch(name, decoding, start, problems, args.max_new_tokens)
                     with self.partial.open("a", encoding="utf-8") as file:
                         file.write(json.dumps({"key": key, **self.done[key]}) + "\n")
                     tokens += sum(answer["tokens"] for answer in self.done[key]["answers"])
@@ -272,11 +296,16 @@ class Evaluation:
         return dict(benchmark=name, decoding=decoding, n=n, **scores, seconds=seconds,
                     problems=[dict(row, answers=a) for row, a in zip(recorded, answers, strict=True)])
 
-    def batch(self, name, decoding, start, problems):
+    def samples(self, name, decoding):
+        """How many answers a problem has."""
+        of_scale = 4 if BENCHMARKS[name].task == "code" else PRESETS[self.args.scale]["n"]
+        return 1 if decoding == "greedy" else self.args.n or of_scale
+
+    def batch(self, name, decoding, start, problems, max_new_tokens):
         """Answers to the problems (indices of rows, one an answer), sampled and graded, and the seconds they took."""
         args, task, began = self.args, BENCHMARKS[name].task, time.perf_counter()
         completions = self.sampler(
-            [self.prompts[name][p] for p in problems], args.max_new_tokens, self.eos_ids,
+            [self.prompts[name][p] for p in problems], max_new_tokens, self.eos_ids,
             args.temperature if decoding == "sampled" else 0, args.top_p, args.top_k,
             seed=args.seed * 1_000_000 + start)
         grade = functools.partial(grade_answer, self.tokenizer, self.eos_ids, task)
@@ -288,21 +317,34 @@ class Evaluation:
 
 
 def load_sampler(args, longest):
-    """What samples (called like renio.sample without its model), answers at a time, and the model of the end tokens.
+    """What samples, still without args.adapter, and how many answers at a time.
 
     longest: tokens of the longest prompt and its answer.
     """
     if args.engine == "vllm":  # it bounds its memory itself
         lora_r = json.loads((Path(args.adapter) / "adapter_config.json").read_text())["r"] if args.adapter else 0
-        sampler = renio.VllmSampler("--engine", args.model, args.dtype, args.device, longest, args.vllm_memory, lora_r)
-        if args.adapter:
-            sampler.load_adapter(args.adapter)
-        return sampler, args.batch_size, sampler
-    model = renio.load_model(args.model, args.dtype, args.device, args.adapter)
-    fitting = rows_that_fit(model, longest, args.device)
-    if fitting < args.batch_size:
-        print(f"--batch_size {args.batch_size}: {fitting} instead, as many as {longest} tokens each leave room for")
-    return functools.partial(renio.sample, model), min(args.batch_size, fitting), model
+        return renio.VllmSampler("--engine", args.model, args.dtype, args.device, longest, args.vllm_memory,
+                                 lora_r), args.batch_size
+    sampler = TransformersSampler(args)
+    return sampler, min(args.batch_size, rows_that_fit(sampler.model, longest, args.device))
+
+
+class TransformersSampler:
+    """renio.sample with its model, called and given adapters like a renio.VllmSampler."""
+
+    def __init__(self, args):
+        self.model = renio.load_model(args.model, args.dtype, args.device)
+        self.generation_config = self.model.generation_config
+
+    def load_adapter(self, folder):
+        """Sample with the peft adapter in this folder from now on."""
+        from peft import PeftModel
+
+        base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
+        self.model = PeftModel.from_pretrained(base, folder, use_safetensors=True).to(base.device).eval()
+
+    def __call__(self, *args, **named):
+        return renio.sample(self.model, *args, **named)
 
 
 def rows_that_fit(model, tokens, device):
@@ -388,6 +430,108 @@ def scores_of_answers(answers, equal=str.__eq__):
         format_rate=float(np.mean([a["boxed"] is not None for a in flat])),
         unparsable_rate=float(np.mean([a["reason"] == "unparsable" for a in flat])),
         markers=float(np.mean([a["markers"] for a in flat])))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The preflight: what can fail, before hours are spent. A check returns what later ones need, and its line.
+
+MEAN_TOKENS = 15_000  # of an answer with thinking on, by which run_all.sh estimates hours too
+
+
+def preflight(args):
+    """Check what scoring by the flags `args` needs, a line each, then the hours it will take. Returns the exit code.
+
+    Nothing is written. Of --checkpoints the model is tried without adapter, since they may not be there yet.
+    """
+    failed = []
+
+    def check(name, function, *more):
+        try:
+            found, line = function(args, *more)
+        except Exception as error:  # whatever a hub's client, a model's code or an engine raises
+            kind = "" if isinstance(error, renio.UserError) else f"{type(error).__name__}: "
+            advice = "; lower --batch_size or take a smaller model" * ("out of memory" in str(error))
+            renio.check_line("FAILED", f"{name}: {kind}{' '.join(str(error).split())}{advice}")
+            failed.append(name)
+            return None
+        renio.check_line("ok", f"{name}: {line}")
+        return found
+
+    loadable = [check("engine", find_engine), check("model", check_model)]
+    limits = benchmark_limits(args)
+    rows = {word: check(f"benchmark {word}", check_benchmark, *limit)
+            for word, limit in zip(args.benchmarks, limits.items(), strict=True)}
+    rows = {word: row for word, row in rows.items() if row}
+    if any(BENCHMARKS[name].task != "code" for name in limits if name in BENCHMARKS):
+        check("math-verify", check_math_verify)
+    for word, row in rows.items():
+        if "test" in row:
+            check(f"sandbox, {word}", check_sandbox, row)
+    hours = check("answers", check_answers, list(rows)) if rows and all(loadable) else None
+    if not failed:
+        print(f"expected: {hours:.2f} hours")
+    return int(bool(failed))
+
+
+def find_engine(args):
+    """Choose args.device where no flag does. Raises UserError where the engine or the device is not there."""
+    if args.engine == "vllm":
+        renio.need_vllm("--engine")
+    args.device = renio.pick_device(args.device)
+    return args.device, f"{args.engine} {renio.version_of(args.engine)} on {args.device}"
+
+
+def check_model(args):
+    from transformers import AutoConfig
+
+    tokenizer, shape = renio.load_tokenizer(args.model), AutoConfig.from_pretrained(args.model)
+    renio.prompt_ids(tokenizer, "", args.thinking)  # that it has a chat template
+    return shape, f"{args.model}, {shape.model_type} with {len(tokenizer):,} tokens: configuration and tokenizer"
+
+
+def check_benchmark(args, name, limit):
+    rows = load_benchmark(name, args.data_dir, limit)
+    return rows[0], f"{len(rows)} problems, checksum {checksum(rows)}"
+
+
+def check_math_verify(args):
+    if renio.math_verdict(r"\boxed{\frac{1}{2}}", r"\frac{2}{4}") != "equal":
+        raise renio.UserError("takes 1/2 and 2/4 for different; install the version of requirements.txt")
+    return True, "takes 1/2 and 2/4 for equal"
+
+
+def check_sandbox(args, row):
+    verdict = grade_code(row["test"], f"```python\n{row['solution']}\n```")
+    if not verdict.passed:
+        raise renio.UserError(f"the first problem's own solution fails ({verdict.reason}), so code can't be graded "
+                              "here or by this file; leave it out of --benchmarks")
+    return True, "the first problem's own solution passes"
+
+
+def check_answers(args, words):
+    """A short answer to the first problem of each benchmark (words of --benchmarks), and the hours of all answers.
+
+    They are so many tokens an answer times the batches, by the pace of a batch of copies of the first problem.
+    """
+    evaluation = Evaluation(argparse.Namespace(**vars(args) | dict(benchmarks=words)))
+    if args.adapter:
+        evaluation.sampler.load_adapter(args.adapter)
+    tokens, batches, largest = min(16, args.max_new_tokens), 0, 0
+    for name, rows in evaluation.rows.items():
+        evaluation.batch(name, args.decoding[0], 0, [0], tokens)
+        for decoding in args.decoding:
+            answers = len(rows) * evaluation.samples(name, decoding)
+            batches += math.ceil(answers / evaluation.batch_size)
+            largest = max(largest, min(answers, evaluation.batch_size))
+    prompt, seconds = next(iter(evaluation.prompts.values()))[0], []
+    for length in (1, tokens):
+        began = time.perf_counter()
+        evaluation.sampler([prompt] * largest, length, [], seed=args.seed)  # that no token ends
+        seconds.append(time.perf_counter() - began)
+    step = max(0.0, seconds[1] - seconds[0]) / max(1, tokens - 1)
+    hours = step * min(MEAN_TOKENS, args.max_new_tokens) * batches / 3600
+    return hours, (f"{tokens} tokens on each benchmark; a token of {largest} answers at once takes {1000 * step:.1f} "
+                   f"ms; {batches} batches in all")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1131,12 +1275,13 @@ class Scored(NamedTuple):
 def conditions(settings, result):
     """What a score was made with, by name: methods are compared only where all of it is the same.
 
-    A prompt with the solution is no condition but a method, the teacher of OPSD.
+    A prompt with the solution is no condition but a method, the teacher of OPSD; its words are compared among its like.
     """
     names = ["max_new_tokens", "thinking", "engine", "dtype"]
     names += ["temperature", "top_p", "top_k"] * (result["decoding"] == "sampled")
+    prompt = "prompt with the solution" if settings.get("privileged") else "prompt"
     return dict(problems=settings["checksums"][result["benchmark"]], answers=result["n"],
-                **{name: settings.get(name) for name in names})
+                **{name: settings.get(name) for name in names}, **{prompt: settings.get("prompt")})
 
 
 def read_scored(path):
@@ -1158,7 +1303,7 @@ def differing(run, other):
     """Names of the conditions that two evaluations do not share, in what both have scored, in order."""
     return sorted({name for key in run.results.keys() & other.results.keys()
                    for name, value in run.results[key]["conditions"].items()
-                   if other.results[key]["conditions"].get(name) != value})
+                   if other.results[key]["conditions"].get(name, value) != value})
 
 
 def percent(value, ends=None, form=".1f", scale=100):
@@ -1235,6 +1380,12 @@ def read_folder(folder):
     return [Scores(runs, folder, f"-{i}" if i > 1 else "") for i, runs in enumerate(groups, start=1)]
 
 
+def flags_of(runs):
+    """The flags that each of the runs was trained with, of those that were."""
+    return [json.loads(path.read_text(encoding="utf-8"))["flags"] for run in runs
+            if (path := run.folder / "config.json").exists()]
+
+
 class Scores:
     """Evaluations of one student under the same conditions, asked by label.
 
@@ -1261,7 +1412,10 @@ class Scores:
         self.student = "Qwen3-1.7B" if self.micro else students.pop() if len(students) == 1 else None
 
     def named(self, label):
-        """A label of SECTIONS with the other length of rollouts that these runs have in place of its *."""
+        """A label of SECTIONS as these runs have it: the other length of rollouts for *, the main run for the sweeps'
+        centre unless that is a run of its own."""
+        if label == CENTRE and label not in self.labels:
+            return "opd+renio"
         return label.replace("*", self.other_length)
 
     def columns(self):
@@ -1332,9 +1486,7 @@ class Scores:
 
     def seconds(self, label):
         """Seconds of the optimizer steps of its runs but the first ones, which warm up; grpo makes several a row."""
-        flags = [json.loads(path.read_text(encoding="utf-8"))["flags"] for run in self.trained(label)
-                 if (path := run.folder / "config.json").exists()]
-        steps = max((f["iterations"] for f in flags if f["method"] == "grpo"), default=1)
+        steps = max((f["iterations"] for f in flags_of(self.trained(label)) if f["method"] == "grpo"), default=1)
         return [row["seconds"] / steps for rows in self.logs(label, "metrics.jsonl") for row in rows[1:]]
 
     def auc_within_batch(self, label):
@@ -1369,6 +1521,7 @@ PUBLISHED = {  # ReNIO, arXiv 2606.23104v1, in percent: Tables 1-4 and 8, Figure
         "opd-correct": [54.2, 38.9, 27.8, 40.3], "opd-incorrect": [57.8, 42.8, 28.1, 42.9],
         "opsd-correct": [53.9, 39.4, 23.9, 39.1], "opsd-incorrect": [55.8, 42.8, 26.1, 41.6],
         "opd+renio-clip2.0": [54.7, 41.7, 27.2, 41.2], "opd+renio-clip2.5": [56.4, 40.0, 27.8, 41.4],
+        "opd+renio-clip3.0": [54.7, 43.1, 28.3, 42.0],
         "opd+renio-threshold0.6": [56.9, 42.5, 24.7, 41.4], "opd+renio-threshold1.0": [53.6, 42.2, 27.2, 41.0]},
     "Qwen3-4B": {
         "base": [74.44, 65.28, 42.22, 60.65, 86.74, 77.31, 82.03],
@@ -1573,14 +1726,19 @@ def settings_lines(scores):
                 continue
             r = runs[0].results[benchmark, decoding]
             c = dict.fromkeys(("temperature", "top_p", "top_k")) | r["conditions"]
+            prompts = sorted({prompt for run in runs if (prompt := run.settings.get("prompt"))})
             versions = {run.settings.get("versions", {}).get(c["engine"], "") for run in runs}
             lines.append(
                 f"- {benchmark}, {decoding}: {len(r['per_problem']['right'])} problems (checksum {c['problems']}), "
                 + (f"{c['answers']} answers each at temperature {c['temperature']:g}, top-p {c['top_p']:g}, top-k "
                    f"{c['top_k'] or 'off'}" if decoding == "sampled" else "one answer each")
                 + f"; at most {c['max_new_tokens']} new tokens, thinking {'on' if c['thinking'] else 'off'}; "
-                f"{c['engine']} {', '.join(sorted(versions))}, {c['dtype']}")
-    seeds = sorted({run.seed for run in scores.last})
+                f"{c['engine']} {', '.join(sorted(versions))}, {c['dtype']}"
+                + f"; asked by {', '.join(map(repr, prompts))}" * bool(prompts))
+    seeds, variants = sorted({run.seed for run in scores.last}), [f.get("variant") for f in flags_of(scores.last)]
+    if official := variants.count("official"):
+        lines.append(f"- training: {official} of {len(variants)} runs with --variant official, the released code's "
+                     "settings")
     return [
         f"Settings of every row, training seeds {', '.join(map(str, seeds))}:", "", *lines, "",
         "Scores are percent right, means over seeds; a run is scored at its fixed last step. In brackets: the 95 % "
@@ -1786,7 +1944,7 @@ def plot_sweeps(scores):
     """Figure 6: scores over the clip and over the threshold of ReNIO under OPD."""
     def draw(axis, title, runs, column):
         name, benchmarks, decoding = column
-        points = [(x, scores.of(f"opd+renio{suffix}", benchmarks, decoding)[1]) for x, suffix in runs.items()]
+        points = [(x, scores.of(scores.named(f"opd+renio-{end}"), benchmarks, decoding)[1]) for x, end in runs.items()]
         draw_intervals(axis, points, within=(0, 1), fmt="o-", color="black", capsize=3, linewidth=0.8,
                        label="with ReNIO")
         for label, line in (("opd", "--"), ("base", ":")):
@@ -1799,8 +1957,8 @@ def plot_sweeps(scores):
         legend_above(axis)
 
     columns = scores.columns()
-    sweeps = [("clip of the log-ratio (threshold 0.8)", {2.0: "-clip2.0", 2.5: "-clip2.5", 3.0: ""}),
-              ("threshold (clip 3.0)", {0.6: "-threshold0.6", 0.8: "", 1.0: "-threshold1.0"})]
+    sweeps = [("clip of the log-ratio (threshold 0.8)", {2.0: "clip2.0", 2.5: "clip2.5", 3.0: "clip3.0"}),
+              ("threshold (clip 3.0)", {0.6: "threshold0.6", 0.8: "clip3.0", 1.0: "threshold1.0"})]
     return figure(scores, "figure6", [(*sweep, column) for sweep in sweeps for column in columns], draw,
                   "Scores over clip and threshold", ["Figure 6: OPD with ReNIO; bars: 95 % intervals; lines: plain OPD "
                                                      "and the base."], columns=len(columns), size=(4.2, 3.0))
@@ -1813,10 +1971,12 @@ def plot_log_ratios(scores, rollouts):
     """
     def draw(axis, label, values):
         axis.hist(values, bins=80, color="lightgrey", edgecolor="black", linewidth=0.4, log=True)
-        axis.axvline(0.8, color="black", linestyle="--", label="threshold 0.8")
-        axis.axvline(3.0, color="black", linestyle=":", label="clip 3.0")
+        flags = dict(threshold=0.8, log_ratio_clip=3.0) | next(iter(flags_of(scores.trained(label))), {})
+        axis.axvline(flags["threshold"], color="black", linestyle="--", label=f"threshold {flags['threshold']}")
+        axis.axvline(flags["log_ratio_clip"], color="black", linestyle=":", label=f"clip {flags['log_ratio_clip']}")
         axis.set(xlabel="log-ratio of student to teacher, nats", ylabel="sampled tokens", title=(
-            f"{label.upper()}: {len(values):,} tokens, {100 * (values > 0.8).mean():.1f} % above the threshold"))
+            f"{label.upper()}: {len(values):,} tokens, {100 * (values > flags['threshold']).mean():.1f} % above the "
+            "threshold"))
         axis.legend()
 
     values = {label: np.array([x for run in runs for r in run for x in r["log_ratios"]])
@@ -1911,11 +2071,14 @@ class Section(NamedTuple):
     by_length: bool = False  # compares lengths of rollouts
 
 
-METHODS = ["base", "grpo", "opsd", "opsd+renio", "opd", "opd+renio", "teacher", "base with solution"]
+METHODS = ["base", "grpo", "opsd", "opsd+renio", "opd", "opd+renio", "opd-privileged", "opd+renio-privileged",
+           "teacher", "base with solution"]
+CENTRE = "opd+renio-clip3.0"  # of the sweeps, which the main run is unless it was made with --variant official
 SECTIONS = [
     Section("Tables 1 and 2: methods", METHODS, [
         Claim("OPSD improves the base", "opsd", "base"), Claim("OPD improves the base", "opd", "base"),
         Claim("ReNIO improves OPSD", "opsd+renio", "opsd"), Claim("ReNIO improves OPD", "opd+renio", "opd"),
+        Claim("ReNIO improves OPD whose teacher reads the solution", "opd+renio-privileged", "opd-privileged"),
         Claim("OPSD with ReNIO beats GRPO", "opsd+renio", "grpo")], plot_scores),
     Section("Table 3: length of the rollouts",
             ["opsd", "opsd+renio", "opsd@*", "opsd+renio@*", "opd", "opd+renio", "opd@*", "opd+renio@*"],
@@ -1938,21 +2101,23 @@ SECTIONS = [
              for key, does in (("right", "beats"), ("tokens", "makes longer answers than"),
                                ("markers", "makes more reflection markers than"))
              for m in ("opd", "opsd") for design in ("", "-matched")], plot_filter),
-    Section("Figure 6: sweeps", ["opd+renio-clip2.0", "opd+renio-clip2.5", "opd+renio", "opd+renio-threshold0.6",
-                                 "opd+renio-threshold1.0"],
-            [Claim("clip 3.0 beats 2.0", "opd+renio", "opd+renio-clip2.0"),
-             Claim("clip 3.0 beats 2.5", "opd+renio", "opd+renio-clip2.5"),
-             Claim("threshold 0.8 beats 0.6", "opd+renio", "opd+renio-threshold0.6"),
-             Claim("threshold 0.8 beats 1.0", "opd+renio", "opd+renio-threshold1.0")], plot_sweeps),
+    Section("Figure 6: sweeps",
+            ["opd+renio-clip2.0", "opd+renio-clip2.5", CENTRE, "opd+renio-threshold0.6", "opd+renio-threshold1.0"],
+            [Claim("clip 3.0 beats 2.0", CENTRE, "opd+renio-clip2.0"),
+             Claim("clip 3.0 beats 2.5", CENTRE, "opd+renio-clip2.5"),
+             Claim("threshold 0.8 beats 0.6", CENTRE, "opd+renio-threshold0.6"),
+             Claim("threshold 0.8 beats 1.0", CENTRE, "opd+renio-threshold1.0")], plot_sweeps),
     Section("Controls, which the paper lacks",
             ["opd", "opd+renio", "opd+renio_shuffled", "opd+correctness", "opd+iw", "opsd", "opsd+renio",
-             "opsd+renio_shuffled", "opsd+correctness", "opsd+pw"],
+             "opsd+renio_shuffled", "opsd+correctness", "opsd+pw", "opsd-nosolution"],
             [Claim("in OPD it matters which sample has which ReNIO weight", "opd+renio", "opd+renio_shuffled"),
              Claim("in OPSD it matters which sample has which ReNIO weight", "opsd+renio", "opsd+renio_shuffled"),
              Claim("weighting wrong rollouts by their verdict improves OPD", "opd+correctness", "opd"),
              Claim("weighting wrong rollouts by their verdict improves OPSD", "opsd+correctness", "opsd"),
              Claim("IW-OPD's token weights improve OPD", "opd+iw", "opd"),
-             Claim("PW-OPSD's token weights improve OPSD", "opsd+pw", "opsd")]),
+             Claim("PW-OPSD's token weights improve OPSD", "opsd+pw", "opsd"),
+             Claim("OPSD improves the base without the solution too", "opsd-nosolution", "base"),
+             Claim("the solution improves OPSD", "opsd", "opsd-nosolution")]),
 ]
 
 
@@ -2004,6 +2169,8 @@ def chapter(scores):
 PRESETS = {  # of --scale, for flags that are not given
     "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=64, batch_size=256, dtype="float32"),
     "small": dict(benchmarks=["gsm8k"], n=4, max_new_tokens=512, batch_size=16, dtype="float32"),
+    "one": dict(benchmarks=["gsm8k:250", "math500"], n=4, max_new_tokens=2048, batch_size=256, dtype="bfloat16",
+                thinking=False, decoding=["sampled", "greedy"]),
     "paper": dict(benchmarks=["aime24", "aime25", "hmmt25"], n=12, max_new_tokens=38912, batch_size=36,
                   dtype="bfloat16"),
 }
@@ -2029,16 +2196,17 @@ def parse_args(argv):
     add("--adapter", help="folder of a peft adapter on the model")
     add("--checkpoints", help="score every checkpoint-N of this run instead, each into its own eval.json")
     add("--scale", choices=list(PRESETS), default="micro", help="preset of the flags below; explicit flags win")
-    add("--benchmarks", nargs="+", help=f"of {', '.join(BENCHMARKS)}")
+    add("--benchmarks", nargs="+", help=f"of {', '.join(BENCHMARKS)}; gsm8k:250 takes the first 250 problems of it")
     add("--data_dir", help="read benchmarks from files there instead of the hub")
-    number("--limit", 1, LARGEST, "score only the first problems")
+    number("--limit", 1, LARGEST, "score only the first problems of each")
     number("--n", 1, 10**5 - 1, "samples a problem; without it the scale's, for code 4")
-    add("--decoding", nargs="+", choices=["sampled", "greedy"], default=["sampled"], help="greedy takes one a problem")
+    add("--decoding", nargs="+", choices=["sampled", "greedy"], help="greedy takes one a problem")
     number("--temperature", 0.01, 100, "of sampled decoding; greedy: --decoding greedy", default=1.0)
     number("--top_p", 1e-6, 1, "nucleus of sampled decoding; 1: off", default=0.95)
     number("--top_k", 0, LARGEST, "sampled decoding draws from the k likeliest tokens only; 0: off", default=0)
     number("--max_new_tokens", 1, LARGEST, "longest answer")
-    add("--thinking", action=argparse.BooleanOptionalAction, default=True, help="thinking mode of the chat template")
+    add("--thinking", action=argparse.BooleanOptionalAction, help="thinking mode of the chat template")
+    add("--prompt", help="message with {problem} in it, or @file; without it the one for the benchmark's task")
     add("--privileged", action="store_true", help="put the reference solution in the prompt: scores OPSD's teacher")
     number("--batch_size", 1, LARGEST, "answers sampled at a time")
     add("--engine", choices=["transformers", "vllm"], default="transformers", help="what samples the answers")
@@ -2049,24 +2217,27 @@ def parse_args(argv):
     add("--label", help="the method's name in the report; without it that of the run or the model")
     number("--train_seed", 0, LARGEST, "the training seed, for the report", default=0)
     add("--output", help="the .json to write")
+    add("--preflight", action="store_true", help="only check what this scoring needs, and estimate its hours")
     args = parser.parse_args(argv)
     for flag, (low, high, text) in bounds.items():
         value = getattr(args, flag.removeprefix("--"))
         if value is not None and not low <= value <= high:
             raise renio.UserError(f"{flag} {value}: must lie in [{low}, {high}] ({text})")
-    for name, value in PRESETS[args.scale].items():
+    for name, value in (dict(thinking=True, decoding=["sampled"]) | PRESETS[args.scale]).items():
         if name != "n" and getattr(args, name) is None:  # n depends on the benchmark too
             setattr(args, name, value)
+    benchmark_limits(args)
+    args.prompt = renio.read_template("--prompt", args.prompt)
+    if args.prompt is not None and "{problem}" not in args.prompt:
+        raise renio.UserError("--prompt: needs {problem} where the benchmark's problems go")
+    if args.prompt is not None and args.privileged != ("{solution}" in args.prompt):
+        raise renio.UserError("--prompt: needs {solution} with --privileged, and may not have it without")
     if args.checkpoints and (args.output or args.adapter):
         raise renio.UserError("--checkpoints: each has an eval.json of its own; leave out --output and --adapter")
-    if not args.checkpoints and not (args.model and args.output):
-        raise renio.UserError("need --model and --output, or --checkpoints")
-    if args.engine == "vllm":
-        renio.need_vllm("--engine")
-    if args.device is None:
-        import torch
-
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not (args.model if args.preflight else args.checkpoints or args.model and args.output):
+        raise renio.UserError("need --model and --output, or --checkpoints, or --model and --preflight")
+    if not args.preflight:  # which has it among its checks
+        find_engine(args)
     place = Path(args.checkpoints or args.adapter or args.model)
     args.label = args.label or (place.parent.name if place.name == "final" else place.name)  # a run's name
     return args
@@ -2086,6 +2257,8 @@ def main(argv=None):
             case words:
                 args = parse_args(words)
                 try:
+                    if args.preflight:
+                        sys.exit(preflight(args))
                     (evaluate_checkpoints if args.checkpoints else evaluate)(args)
                 finally:
                     renio.VllmSampler.close()

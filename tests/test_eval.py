@@ -1,22 +1,41 @@
 """Graders, benchmarks and the command line of eval.py; its statistics and report are tested in test_report.py."""
 
+import functools
 import gzip
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, write_all_runs
+from peft import LoraConfig, get_peft_model
+from test_vllm import make_model, needs_vllm
 from transformers import PreTrainedTokenizerBase
 
 import eval as renio_eval
 import renio
 from eval import count_markers, majority_answer, pass_at_k
 from renio import UserError, load_tokenizer
+
+CODE_ROW = dict(task_id="own/0", entry_point="f", prompt="def f(x):\n    '''Itself.'''\n",
+                canonical_solution="    return x\n", test=(
+                    "def check(candidate):\n    inputs = [[3]]\n    results = [3]\n"
+                    "    for i, (inp, exp) in enumerate(zip(inputs, results)):\n"
+                    "        assertion(candidate(*inp), exp, 0)\n"))
+
+
+def write_benchmark(folder, name, rows):
+    """The file of a benchmark in --data_dir."""
+    path = folder / renio_eval.BENCHMARKS[name].file
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def test_markers_are_whole_words_in_any_case():
@@ -95,9 +114,33 @@ def test_rows_that_cannot_be_asked_or_graded_are_named(tmp_path):
 def test_aime_prompts_with_the_real_template(shared, thinking):
     tokenizer = load_tokenizer(str(shared / "data" / "qwen3-tokenizer"))
     for row in renio_eval.load_benchmark("aime24", shared / "data"):
-        text = tokenizer.decode(renio.prompt_ids(tokenizer, "math", row, thinking))
+        message = renio.fill_prompt(renio.PROMPTS["math"][0], row)
+        text = tokenizer.decode(renio.prompt_ids(tokenizer, message, thinking))
         opening = f"<|im_start|>user\n{row['problem']}\n\nReason step by step and put the final answer in \\boxed{{}}."
         assert text == opening + "<|im_end|>\n<|im_start|>assistant\n" + ("" if thinking else "<think>\n\n</think>\n\n")
+
+
+def test_no_more_of_a_benchmark_is_read_than_is_scored(monkeypatch):
+    def rows(*_):
+        yield from [dict(question="1 + 1?", answer=2)] * 3
+        raise AssertionError("a fourth row was read")
+
+    monkeypatch.setattr(renio, "read_table", rows)
+    assert len(renio_eval.load_benchmark("amc23", limit=3)) == 3
+
+
+def test_a_benchmark_may_have_a_limit_of_its_own(tmp_path, micro_model):
+    write_benchmark(tmp_path, "gsm8k", [dict(question=f"{i} + 1?", answer=f"#### {i + 1}") for i in range(5)])
+    write_benchmark(tmp_path, "amc23", [dict(question="1 + 1?", answer=2)] * 4)
+    words = ["--model", str(micro_model), "--data_dir", str(tmp_path), "--n", "1", "--max_new_tokens", "2", "--output",
+             str(tmp_path / "o.json"), "--benchmarks", "gsm8k:3", "amc23"]
+    checksums = []
+    for more, sizes in (([], {"gsm8k": 3, "amc23": 4}), (["--limit", "2"], {"gsm8k": 2, "amc23": 2})):
+        renio_eval.main([*words, *more])
+        scored = json.loads((tmp_path / "o.json").read_text())
+        assert {r["benchmark"]: len(r["problems"]) for r in scored["results"]} == sizes
+        checksums.append(scored["settings"]["checksums"]["gsm8k"])
+    assert checksums[0] != checksums[1]  # of other problems: not to be compared
 
 
 def test_an_unknown_benchmark_lists_the_known_ones():
@@ -110,11 +153,8 @@ def test_an_unknown_benchmark_lists_the_known_ones():
 def test_reports_comparisons_and_verdicts_on_code_do_not_wait_for_torch(tmp_path):
     write_all_runs(tmp_path, seeds=(0,))
     files = [str(tmp_path / "seed0" / label / "eval.json") for label in ("base", "teacher")]
-    row = dict(task_id="own/0", entry_point="f", prompt="def f(x):\n    '''Itself.'''\n", test=(
-        "def check(candidate):\n    inputs = [[3]]\n    results = [3]\n"
-        "    for i, (inp, exp) in enumerate(zip(inputs, results)):\n        assertion(candidate(*inp), exp, 0)\n"))
     for command in (f"eval.main(['report', {str(tmp_path)!r}])", f"eval.main(['compare', *{files!r}])",
-                    f"assert eval.grade_code({row!r}, 'return x').passed"):
+                    f"assert eval.grade_code({CODE_ROW!r}, 'return x').passed"):
         program = f"import eval, sys\n{command}\nassert 'torch' not in sys.modules"
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -147,13 +187,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, 
 
 
 def test_code_answers_are_scored_by_their_tests(tmp_path, micro_model, monkeypatch):
-    rows = [dict(task_id="own/0", entry_point="f", prompt="def f(x):\n    '''Itself.'''\n",
-                 canonical_solution="    return x\n", test=(
-                     "def check(candidate):\n    inputs = [[3]]\n    results = [3]\n"
-                     "    for i, (inp, exp) in enumerate(zip(inputs, results)):\n"
-                     "        assertion(candidate(*inp), exp, 0)\n"))] * 2
-    with gzip.open(tmp_path / renio_eval.BENCHMARKS["humaneval+"].file, "wt") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    write_benchmark(tmp_path, "humaneval+", [CODE_ROW] * 2)
     monkeypatch.setattr(PreTrainedTokenizerBase, "decode", lambda *_, **__: "```python\ndef f(x):\n    return x\n```")
     renio_eval.main(["--model", str(micro_model), "--benchmarks", "humaneval+", "--data_dir", str(tmp_path), "--n", "2",
                      "--max_new_tokens", "3", "--output", str(tmp_path / "o.json")])
@@ -178,6 +212,61 @@ def test_every_checkpoint_of_a_run_is_scored_once(tmp_path, micro_model, capsys)
         renio_eval.main(["--checkpoints", str(tmp_path)])
 
 
+def make_adapters(run, model_folder, steps=(2, 10)):
+    """Checkpoints of a run with adapters on the model, each of its own weights."""
+    for step in steps:
+        torch.manual_seed(step)
+        adapted = get_peft_model(renio.load_model(str(model_folder)), LoraConfig(
+            r=4, target_modules=["q_proj", "o_proj", "down_proj"], init_lora_weights=False))
+        adapted.save_pretrained(run / f"checkpoint-{step}")
+
+
+@pytest.mark.parametrize("engine, loads", [
+    ("transformers", "renio.load_model"), pytest.param("vllm", "renio.VllmSampler.__init__", marks=needs_vllm)])
+def test_adapters_share_one_model_and_each_answers_as_alone(tmp_path, tokenizer, monkeypatch, engine, loads):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    folder = make_model(tmp_path / "model", tokenizer, seed=0)
+    make_adapters(tmp_path / "run", folder)
+    words = ["--model", folder, "--engine", engine, "--vllm_memory", "0.3", "--limit", "4", "--n", "2", "--decoding",
+             "sampled", "greedy", "--max_new_tokens", "20", "--label", "x"]
+    for step in (2, 10):
+        renio_eval.main([*words, "--adapter", str(tmp_path / "run" / f"checkpoint-{step}"), "--output",
+                         str(tmp_path / f"{step}.json")])
+    real, calls = functools.reduce(getattr, loads.split(".")[1:], renio), []
+    monkeypatch.setattr(loads, lambda *args: calls.append(args) or real(*args))
+    renio_eval.main([*words, "--checkpoints", str(tmp_path / "run")])
+    assert len(calls) == 1
+    problems = {}
+    for step in (2, 10):
+        alone, turn = (json.loads(path.read_text()) for path in (
+            tmp_path / f"{step}.json", tmp_path / "run" / f"checkpoint-{step}" / "eval.json"))
+        problems[step] = [result["problems"] for result in turn["results"]]
+        assert problems[step] == [result["problems"] for result in alone["results"]]
+        assert turn["settings"]["weights"] == alone["settings"]["weights"]
+    assert problems[2] != problems[10]
+
+
+def test_an_interrupted_scoring_of_adapters_goes_on_where_it_was(tmp_path, micro_model, monkeypatch):
+    make_adapters(tmp_path / "run", micro_model)
+    words = ["--checkpoints", str(tmp_path / "run"), "--model", str(micro_model), "--limit", "6", "--n", "1",
+             "--batch_size", "2", "--max_new_tokens", "4"]
+    real, calls = renio.sample, []
+
+    def dying(*args, **named):
+        calls.append(1)
+        if len(calls) == 5:  # each checkpoint has three batches
+            raise KeyboardInterrupt
+        return real(*args, **named)
+
+    monkeypatch.setattr(renio, "sample", dying)
+    with pytest.raises(SystemExit, match="interrupted"):
+        renio_eval.main(words)
+    scored = [tmp_path / "run" / f"checkpoint-{step}" / "eval.json" for step in (2, 10)]
+    assert [path.exists() for path in scored] == [True, False]
+    renio_eval.main(words)
+    assert len(calls) == 5 + 2 and scored[1].exists()
+
+
 def test_a_checkpoint_is_scored_anew_only_for_other_flags_or_weights(tmp_path, micro_model, model, capsys):
     folder = tmp_path / "run" / "checkpoint-2"
     shutil.copytree(micro_model, folder)
@@ -197,6 +286,10 @@ def test_a_checkpoint_is_scored_anew_only_for_other_flags_or_weights(tmp_path, m
     words[1] = str(moved)
     folder = tmp_path / "moved" / "checkpoint-2"
     assert said("--n", "1", "--batch_size", "3") == ""  # neither its place nor the batch changes what is scored
+    scored = json.loads((folder / "eval.json").read_text())
+    assert scored["settings"].pop("prompt") is None and "preflight" not in scored["settings"]
+    (folder / "eval.json").write_text(json.dumps(scored))
+    assert said("--n", "1") == ""  # nor does a flag that was not there yet
     assert f"{folder / 'eval.json'}: made with other n; scored anew\n" in said("--n", "2")
     assert said("--n", "2") == ""
     model.save_pretrained(folder)
@@ -205,6 +298,49 @@ def test_a_checkpoint_is_scored_anew_only_for_other_flags_or_weights(tmp_path, m
     # the checksums that renio.py left are taken as they are
     (folder / "checksums.json").write_text(json.dumps({"model.safetensors": "of the run"}))
     assert "made with other weights" in said("--n", "2")
+
+
+def test_a_prompt_of_ones_own_is_asked_and_compared_by_its_text(tmp_path, micro_model, capsys):
+    folder = tmp_path / "run" / "checkpoint-2"
+    shutil.copytree(micro_model, folder)
+    words = ["--checkpoints", str(tmp_path / "run"), "--limit", "2", "--n", "1", "--max_new_tokens", "3"]
+    (tmp_path / "one.txt").write_text("again {problem} wait")
+    (tmp_path / "two.txt").write_text("wait {problem} reference {solution} \\boxed{ }")
+
+    def said(*more):
+        renio_eval.main([*words, *more])
+        return capsys.readouterr().out
+
+    assert "scored anew" not in said("--prompt", f"@{tmp_path / 'one.txt'}")
+    scored = json.loads((folder / "eval.json").read_text())
+    problem = scored["results"][0]["problems"][0]["problem"]
+    assert scored["settings"]["prompts"]["arith"] == f"<user> again {problem} wait <assistant>"
+    assert scored["settings"]["prompt"] == "again {problem} wait"
+    (tmp_path / "one.txt").rename(tmp_path / "moved.txt")
+    assert said("--prompt", f"@{tmp_path / 'moved.txt'}") == said("--prompt", "again {problem} wait") == ""
+    assert "made with other prompt, privileged; scored anew" in said("--prompt", f"@{tmp_path / 'two.txt'}",
+                                                                     "--privileged")
+    scored = json.loads((folder / "eval.json").read_text())
+    solution = scored["results"][0]["problems"][0]["solution"]
+    assert scored["settings"]["prompts"]["arith"] == (
+        f"<user> wait {problem} reference {solution} \\boxed{{ }} <assistant>")
+
+
+def test_flags_win_over_the_scale():
+    words = ["--scale", "one", "--model", "x", "--output", "o"]
+    args = renio_eval.parse_args(words)
+    assert (args.benchmarks, args.thinking, args.decoding) == (["gsm8k:250", "math500"], False, ["sampled", "greedy"])
+    args = renio_eval.parse_args([*words, "--thinking", "--decoding", "greedy", "--benchmarks", "amc23"])
+    assert (args.benchmarks, args.thinking, args.decoding) == (["amc23"], True, ["greedy"])
+    args = renio_eval.parse_args([*words, "--scale", "paper"])
+    assert (args.thinking, args.decoding) == (True, ["sampled"])
+    assert renio_eval.parse_args([*words, "--scale", "paper", "--no-thinking"]).thinking is False
+
+
+def test_the_device_is_the_one_that_training_would_take(monkeypatch):
+    monkeypatch.setattr(renio, "pick_device", lambda device: f"picked for {device}")
+    for more, device in (([], "picked for None"), (["--device", "cpu"], "picked for cpu")):
+        assert renio_eval.parse_args(["--model", "x", "--output", "o", *more]).device == device
 
 
 def test_a_model_of_the_hub_has_no_checksum(tmp_path):
@@ -266,11 +402,134 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_
     ("--model {1}", "need --model and --output, or --checkpoints"),
     ("--checkpoints {0} --output {0}/o.json", "leave out --output and --adapter"),
     ("--checkpoints {0}", "these are adapters; name their --model"),
+    ("--checkpoints {0} --preflight", "need --model and --output, or --checkpoints, or --model and --preflight"),
+    ("--model x --output o --benchmarks arith:0", "arith:0: behind the colon stands how many"),
+    ("--model x --output o --benchmarks arith:x", "arith:x: behind the colon stands how many"),
+    ("--model x --output o --benchmarks arith:2 arith", "--benchmarks arith: arith is there twice"),
+    ("--model x --output o --prompt @{0}/none", "--prompt @.*/none"),
+    ("--model x --output o --prompt {{solution}} --privileged", "--prompt: needs {{problem}} where"),
+    ("--model x --output o --prompt {{problem}} --privileged", "--prompt: needs {{solution}} with --privileged"),
+    ("--model x --output o --prompt {{problem}}{{solution}}", "--prompt: needs {{solution}} with --privileged"),
 ])
 def test_mistakes_end_with_one_line(tmp_path, micro_model, words, message):
     (tmp_path / "amc23.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "checkpoint-1" / "adapter_config.json").write_text("{}")
-    with pytest.raises(SystemExit, match=message) as error:
+    with pytest.raises(SystemExit, match=message.replace("{{", "{").replace("}}", "}")) as error:
         renio_eval.main(words.format(tmp_path, micro_model).split())
     assert "\n" not in str(error.value)
+
+
+# --- the preflight ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def prepared(tmp_path, micro_model, capsys):
+    """Files and words of a scoring, and a function that returns what its preflight prints and its exit code."""
+    shutil.copytree(micro_model, tmp_path / "model")
+    write_benchmark(tmp_path, "amc23", [dict(question="1 + 1?", answer=2)] * 3)
+    write_benchmark(tmp_path, "humaneval+", [CODE_ROW])
+    words = ["--model", str(tmp_path / "model"), "--data_dir", str(tmp_path), "--benchmarks", "arith:5", "amc23",
+             "humaneval+", "--output", str(tmp_path / "new" / "o.json"), "--preflight"]
+
+    def said(*more):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(SystemExit) as ended:
+            renio_eval.main([*words, *more])
+        assert sorted(tmp_path.rglob("*")) == before
+        return capsys.readouterr().out.splitlines(), ended.value.code
+
+    return tmp_path, said
+
+
+CHECKS = ["engine", "model", "benchmark arith:5", "benchmark amc23", "benchmark humaneval+", "math-verify",
+          "sandbox, humaneval+", "answers"]
+
+
+def test_the_preflight_says_a_line_a_check_and_writes_nothing(prepared):
+    folder, said = prepared
+    (*lines, last), code = said()
+    assert all(line.startswith(f"ok      {name}: ") for line, name in zip(lines, CHECKS, strict=True))
+    assert code == 0 and re.fullmatch(r"expected: \d+\.\d\d hours", last)
+    assert "5 problems" in lines[2] and "3 problems" in lines[3]
+    make_adapters(folder / "run", folder / "model")
+    assert said("--adapter", str(folder / "run" / "checkpoint-2"))[1] == 0
+
+
+def fail_engine(folder, monkeypatch):
+    monkeypatch.setattr(renio, "find_spec", lambda name: None)
+    return ["--engine", "vllm"]
+
+
+def fail_device(folder, monkeypatch):
+    def pick_device(device):
+        raise UserError("torch can't use the GPU")
+
+    monkeypatch.setattr(renio, "pick_device", pick_device)
+
+
+def fail_model(folder, monkeypatch):
+    (folder / "model" / "config.json").write_text("{}")
+
+
+def fail_template(folder, monkeypatch):
+    (folder / "model" / "chat_template.jinja").unlink()
+
+
+def fail_benchmark(folder, monkeypatch):
+    write_benchmark(folder, "amc23", [dict(question="1 + 1?")])
+
+
+def fail_math_verify(folder, monkeypatch):
+    monkeypatch.setattr(renio, "find_spec", lambda name: None)
+    monkeypatch.setattr(renio, "_worker", None)
+
+
+def fail_sandbox(folder, monkeypatch):
+    write_benchmark(folder, "humaneval+", [dict(CODE_ROW, canonical_solution="    return x + 1\n")])
+
+
+def fail_answers(folder, monkeypatch):
+    (folder / "model" / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("fail, name, reason, left_out", [
+    (fail_engine, "engine", "--engine vllm: vLLM is not installed; pip install vllm==0.32.0", {"answers"}),
+    (fail_device, "engine", "torch can't use the GPU", {"answers"}),
+    (fail_model, "model", "Unrecognized model", {"answers"}),
+    (fail_template, "model", "has no chat template: use an instruct model", {"answers"}),
+    (fail_benchmark, "benchmark amc23", "row 1: nothing in the column answer", set()),
+    (fail_math_verify, "math-verify", "pip install math-verify", set()),
+    (fail_sandbox, "sandbox, humaneval+", "wrong answer to test 1", set()),
+    (fail_answers, "answers", "no model in", set())])
+def test_a_failing_check_is_named_and_the_others_are_made(prepared, monkeypatch, fail, name, reason, left_out):
+    folder, said = prepared
+    lines, code = said(*fail(folder, monkeypatch) or [])
+    assert code == 1 and not any("expected" in line for line in lines)
+    made = [check for check in CHECKS if check not in left_out]
+    assert [line[:8] for line in lines] == ["FAILED  " if check == name else "ok      " for check in made]
+    assert all(line[8:].startswith(f"{check}: ") for line, check in zip(lines, made, strict=True))
+    assert reason in lines[made.index(name)]
+
+
+def test_without_any_benchmark_the_rest_is_checked(prepared):
+    _, said = prepared
+    lines, code = said("--benchmarks", "amc24", "aime24")
+    assert code == 1 and [line[:8] for line in lines] == ["ok      "] * 2 + ["FAILED  "] * 2 + ["ok      "]
+    assert "amc24: unknown" in lines[2] and "aime_2024.jsonl: no such file" in lines[3]
+
+
+def test_the_expected_hours_are_those_of_all_batches(prepared, monkeypatch):
+    _, said = prepared
+    clock = [0.0]
+
+    def sample(model, prompts, tokens, *_, **__):
+        clock[0] += 3 + 0.01 * len(prompts) * tokens  # the prompts, then a hundredth a token of each answer
+        return [[5] * tokens for _ in prompts]
+
+    monkeypatch.setattr(renio, "sample", sample)
+    monkeypatch.setattr(renio, "device_memory", lambda device: 1000)
+    monkeypatch.setattr(renio_eval, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    words = ["--benchmarks", "arith:30", "amc23", "--n", "4", "--batch_size", "50", "--decoding", "sampled", "greedy"]
+    # 120 and 30 answers, 12 and 3: 3 + 1 + 1 + 1 batches of at most 50, so half a second a token
+    for longest, hours in (("20000", 0.5 * 15_000 * 6 / 3600), ("2000", 0.5 * 2000 * 6 / 3600), ("1", 0)):
+        assert said(*words, "--max_new_tokens", longest)[0][-1] == f"expected: {hours:.2f} hours"

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -269,6 +270,75 @@ def test_runs_with_other_settings_are_not_in_one_table(tmp_path):
         labels = {*tables(chapter)} & {"base", "opd", "opsd"}
         assert labels == ({"opsd"} if "temperature 0.6" in chapter else {"opd"})
     assert {"scores.png", "scores-2.png", "scores-3.png"} <= {path.name for path in tmp_path.glob("*.png")}
+
+
+def test_runs_asked_in_other_words_are_not_in_one_table_but_the_solution_may_be_added(tmp_path):
+    for label, settings in (("base", dict(prompt="go: {problem}")), ("opd", dict(prompt="go: {problem}")), ("opsd", {}),
+                            ("base with solution", dict(privileged=True, prompt="{problem} {solution}"))):
+        write_run(tmp_path / label, label, 0, [1] * 20, **settings)
+    write_run(tmp_path / "other", "base with solution", 0, [1] * 20, privileged=True, prompt="{solution} {problem}")
+    first, *others = report_on(tmp_path)[0].split("\n# Scores")
+    assert {*tables(first)} & {"base", "opd", "opsd", "base with solution"} == {"base", "opd", "base with solution"}
+    assert "; asked by 'go: {problem}', '{problem} {solution}'" in first
+    assert [{*tables(other)} & {"opsd", "base with solution"} for other in others] == [{"opsd", "base with solution"}]
+    for a, b, name in (("base", "opsd", "prompt"), ("base with solution", "other", "prompt with the solution")):
+        with pytest.raises(SystemExit, match=f"differ in {name}; --other_settings"):
+            renio_eval.main(["compare", *(str(tmp_path / folder / "eval.json") for folder in (a, b))])
+
+
+def test_the_settings_say_how_many_runs_are_of_the_released_codes_variant(tmp_path):
+    def said(**variants):
+        for label, variant in variants.items():
+            (tmp_path / label / "config.json").write_text(json.dumps(dict(flags=dict(method=label, variant=variant))))
+        return re.findall("- training: .*", report_on(tmp_path)[0])
+
+    for label in ("base", "opd", "opsd"):
+        write_run(tmp_path / label, label, 0, [1] * 20)
+    assert said(opd="paper", opsd="paper") == []
+    assert said(opd="official") == ["- training: 1 of 2 runs with --variant official, the released code's settings"]
+
+
+def test_teachers_with_and_without_the_solution_have_rows_but_no_published_figures(tmp_path):
+    labels = ["base", "opd", "opd-privileged", "opd+renio-privileged", "opsd", "opsd-nosolution"]
+    for seed in (0, 1):
+        for label in labels:
+            write_run(tmp_path / f"seed{seed}" / label, label, seed, [1] * 20, benchmark="aime24",
+                      model="Qwen/Qwen3-1.7B")
+    text, rows = report_on(tmp_path)
+    assert "## Other runs" not in text
+    first, controls = (tables(text[text.index(title):]) for title in ("## Tables 1 and 2", "## Controls"))
+    assert [first[label][0][-1] for label in labels[:5]] == ["51.33", "54.44", "", "", "53.06"]
+    assert "opsd-nosolution" in controls and controls["opsd-nosolution"][0][-1] == ""
+    for claim in ("ReNIO improves OPD whose teacher reads the solution", "the solution improves OPSD",
+                  "OPSD improves the base without the solution too"):
+        assert rows[claim][0][2] == "2"
+
+
+@pytest.mark.parametrize("centre", ["opd+renio", "opd+renio-clip3.0"])
+def test_the_sweeps_centre_is_the_main_run_unless_there_is_one_of_its_own(tmp_path, monkeypatch, centre):
+    write_run(tmp_path / "main", "opd+renio", 0, [0] * 20)
+    write_run(tmp_path / "centre", centre, 0 if centre != "opd+renio" else 1, [2] * 20)
+    for end in ("clip2.0", "clip2.5", "threshold0.6", "threshold1.0"):
+        write_run(tmp_path / end, f"opd+renio-{end}", 0, [1] * 20)
+    drawn, draw = [], renio_eval.draw_intervals
+    monkeypatch.setattr(renio_eval, "draw_intervals", lambda axis, points, *args, **style: drawn.append(
+        [(x, values[0].mean()) for x, values in points if values]) or draw(axis, points, *args, **style))
+    _, rows = report_on(tmp_path)
+    middle = 1.0 if centre == "opd+renio-clip3.0" else 0.5  # of the main run's seeds, 0 and 1
+    assert [(2.0, 0.5), (2.5, 0.5), (3.0, middle)] in drawn and [(0.6, 0.5), (0.8, middle), (1.0, 0.5)] in drawn
+    assert rows["clip 3.0 beats 2.0"][0][0] == f"{centre} − opd+renio-clip2.0"
+
+
+def test_figure_3_has_the_threshold_and_clip_of_its_runs(tmp_path, monkeypatch):
+    write_all_runs(tmp_path, seeds=(0,))
+    path = tmp_path / "seed0" / "opd" / "config.json"
+    path.write_text(json.dumps(dict(flags=dict(method="opd", threshold=1.0, log_ratio_clip=2.0))))
+    [scores] = renio_eval.read_folder(tmp_path)
+    axis = MagicMock()
+    monkeypatch.setattr(renio_eval, "figure", lambda scores, name, panels, draw, *_, **__: [
+        draw(axis, *panel) for panel in panels])
+    renio_eval.plot_log_ratios(scores, {label: scores.logs(label, "rollouts.jsonl") for label in ("opd", "opsd")})
+    assert [call.args[0] for call in axis.axvline.call_args_list] == [1.0, 2.0, 0.8, 3.0]
 
 
 def test_checkpoints_scored_with_other_settings_than_the_last_are_left_out(tmp_path, capsys):
