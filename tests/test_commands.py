@@ -95,7 +95,7 @@ def test_ranks_draw_different_rollouts_and_share_the_batch(config, tokenizer, mo
     examples = examples_of(flags, tokenizer, 8)
     drawn = [renio.draw_rollouts(sampler_of(flags, model, tokenizer, examples), examples, 1, flags,
                                  renio.Devices("cpu", rank, 2))[0] for rank in (0, 1)]
-    assert [r.example.row for rollouts in drawn for r in rollouts] == [examples[i].row for i in (4, 6, 5, 7)]
+    assert [r.example.row for rollouts in drawn for r in rollouts] == [examples[i].row for i in (4, 5, 6, 7)]
     assert [r.completion for r in drawn[0]] != [r.completion for r in drawn[1]]
 
 
