@@ -209,8 +209,8 @@ sized() { # sized METHOD: SIZED, the flags that VARIANT and the student's size d
     [[ $method == "$1" && $STUDENT == $pattern ]] || continue
     [ "$SCALE" != one ] || samples=4                         # 24 GB hold no more
     [ $((samples * NGPU)) -le 32 ] || samples=$((32 / NGPU)) # of the batch
-    SIZED=(--micro_batch_size "$samples")
-    [ "$VARIANT" = paper ] || SIZED=(--variant official "${SIZED[@]}")
+    [ "$VARIANT" = paper ] || SIZED=(--variant official)
+    SIZED+=(--micro_batch_size "$samples")
     case $method:$VARIANT in
       grpo:*) ;;
       *:paper) SIZED+=(--threshold 0.8 --log_ratio_clip 3.0) ;;
@@ -557,7 +557,7 @@ preflight() { # check each kind of job to be made, on its real models; fails whe
     number=$((number + 1)) log=$OUT/preflight/$number.log
     echo "checking $title, log in $log"
     eval "$check" </dev/null 2>&1 | tee "$log" | show_new || grep -q '^FAILED' "$log" ||
-      echo "FAILED  $(tr '\r' '\n' <"$log" | tail -n 1)" | show_new
+      echo "FAILED  $title: $(tr '\r' '\n' <"$log" | tail -n 1)" | show_new
     hours="$hours + $times * $(awk '/^expected: / { hours = $2 } END { print hours + 0 }' "$log")"
   done < <(kinds)
   failed=$(grep -c '^FAILED' "$shown" || true)
@@ -619,11 +619,8 @@ reproduce() { # reproduce TARGETS..., or with CHECK_ONLY only check them
   # more than the arithmetic.
   [ "$GPUS" -ge 1 ] ||
     export OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=200000000
-  if [ -n "${REHEARSE:-}" ]; then
-    rehearsal_data
-  elif large && [ -z "${SKIP_PREFLIGHT:-}" ]; then
-    preflight
-  fi
+  [ -z "${REHEARSE:-}" ] || rehearsal_data
+  if [ -n "$CHECK_ONLY" ] || { large && [ -z "${SKIP_PREFLIGHT:-}${REHEARSE:-}" ]; }; then preflight; fi
   [ -n "$CHECK_ONLY" ] || execute
 }
 
@@ -633,7 +630,7 @@ hint() { # which SCALE would use the GPUs that are there, where none was asked f
     sort -n | head -n 1) || return 0
   [[ $memory =~ ^[0-9]+$ ]] || return 0
   [ "$memory" -lt 22500 ] || scales="SCALE=one" # MiB of the smallest
-  [ "$memory" -lt 80000 ] || scales="SCALE=one, or SCALE=paper NGPU=$((GPUS >= 4 ? 4 : GPUS >= 2 ? 2 : 1))"
+  [ "$memory" -lt 80000 ] || scales="SCALE=one, or SCALE=paper NGPU=$SPREAD"
   echo "GPUs of $memory MiB and more: $GPUS; what would use them: $scales"
 }
 
@@ -696,8 +693,8 @@ if [ -n "${REHEARSE:-}" ]; then
   DATA_DIR=$OUT/data DATASET=$OUT/data/math.jsonl CODE_DATASET=$OUT/data/code.jsonl ENGINE=${ENGINE:-transformers}
   [ "$GPUS" -ge 1 ] || SPREAD=2
 fi
-[ "$SCALE" = paper ] || SPREAD=1
-NGPU=${NGPU:-$SPREAD}
+[ "$SCALE" != paper ] || NGPU=${NGPU:-$SPREAD}
+NGPU=${NGPU:-1}
 ENGINE=${ENGINE:-vllm}
 DATASET=${DATASET:-siyanzhao/Openthoughts_math_30k_opsd}
 CODE_DATASET=${CODE_DATASET:-open-thoughts/OpenThoughts-114k:metadata}
@@ -717,8 +714,8 @@ case $1 in
         exit 2
       fi
     done
-    if [ -n "$CHECK_ONLY" ] && { ! large || [ -n "${REHEARSE:-}" ]; }; then
-      echo "nothing to check: preflight is for the real models of SCALE=one and SCALE=paper"
+    if [ -n "$CHECK_ONLY" ] && ! large; then
+      echo "SCALE=$SCALE: nothing to check; preflight is for SCALE=one and SCALE=paper"
     else
       reproduce "$@"
     fi
