@@ -207,7 +207,6 @@ sized() { # sized METHOD: SIZED, the flags that VARIANT and the student's size d
   large || [ "$VARIANT" = official ] || return 0
   while read method pattern entry norm samples threshold clip source; do
     [[ $method == "$1" && $STUDENT == $pattern ]] || continue
-    [ "$SCALE" != one ] || samples=4                         # 24 GB hold no more
     [ $((samples * NGPU)) -le 32 ] || samples=$((32 / NGPU)) # of the batch
     [ "$VARIANT" = paper ] || SIZED=(--variant official)
     SIZED+=(--micro_batch_size "$samples")
@@ -378,6 +377,9 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
       COUNT=1
       if [ "$kind" = matched ]; then # on fewer than three GPUs its arms take turns
         launch=("${TORCHRUN[@]}" 3) COUNT=$(((GPUS + 2) / (GPUS ? GPUS : 1)))
+        if [ "$GPUS" -gt 0 ] && [ "$GPUS" -lt 3 ]; then # where there can't be an engine each
+          flags+=(--rollout_engine transformers)
+        fi
       elif [ "$NGPU" -gt 1 ]; then
         launch=("${TORCHRUN[@]}" "$NGPU")
       else

@@ -291,7 +291,7 @@ def test_scale_one_shows_each_student_with_its_own_method_on_one_device(tmp_path
     assert "Qwen3-1.7B/opsd+renio@4096" in found and "Qwen3-0.6B/opd+renio@4096" in found
     for flags in found.values():
         assert picked(flags, "scale", "lora_r", "dtype", "max_prompt_tokens", "rollout_engine", "learning_rate",
-                      "batch_size", "micro_batch_size") == ["one", "64", "bfloat16", "2048", "vllm", "5e-6", "32", "4"]
+                      "batch_size", "micro_batch_size") == ["one", "64", "bfloat16", "2048", "vllm", "5e-6", "32", "8"]
     assert found["Qwen3-1.7B/opsd"]["--prefix_tokens"] == "1024"
     lines = lines_of(tmp_path, "main", SCALE="one", CUDA_VISIBLE_DEVICES="")
     assert [line[1] for line in lines].count("renio.py") == 4
