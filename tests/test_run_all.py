@@ -390,6 +390,8 @@ def test_the_matched_design_has_a_process_an_arm_whatever_the_number_of_gpus(mac
         matched = [line for line in planned if "--design matched" in line]
         assert len(matched) == 2 and all("--nproc_per_node 3 filter_exp" in line for line in matched)
         assert not any(line.startswith("env") for line in matched)
+        assert all(line.endswith("--rollout_engine transformers --output_dir " + line.split()[-2] + " --resume")
+                   for line in matched) is (0 < count < 3)  # which has no engine an arm
 
 
 PYTHON = """echo "$(basename "$0") $@" >>"$CALLS"
