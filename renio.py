@@ -1563,8 +1563,8 @@ def make_optimizer(student, config):
                              weight_decay=0.0, fused=True)
 
 
-def load_model(name, dtype="float32", device="cpu", adapter=None):
-    """A causal language model from a folder or the hub, with a peft adapter on it if one is given.
+def load_model(name, dtype="float32", device="cpu"):
+    """A causal language model from a folder or the hub.
 
     Uses flash-attention where it is installed, which takes 16-bit weights on a GPU only, else torch's own attention.
     On the device "meta" it has shapes and no weights, which then need not be there. Raises UserError where there is no
@@ -1579,10 +1579,6 @@ def load_model(name, dtype="float32", device="cpu", adapter=None):
                                                      attn_implementation="flash_attention_2" if flash else "sdpa")
     except (OSError, ValueError) as error:
         raise UserError(f"no model in {name}: {str(error).splitlines()[0]}") from None
-    if adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter, use_safetensors=True)
     return model.to(device).eval()
 
 
@@ -1777,6 +1773,8 @@ class VllmSampler:
             backend = "external_launcher" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
             self.llm = LLM(model, dtype=dtype, max_model_len=max_length, gpu_memory_utilization=memory,
                            skip_tokenizer_init=True, enforce_eager=self.platform == "cpu",  # compiling takes minutes
+                           # a prompt in two pieces would set back its generator, which a CPU's can't be
+                           enable_chunked_prefill=self.platform != "cpu",
                            distributed_executor_backend=backend, enable_sleep_mode=self.sleeps,
                            **self.lora_settings(lora_r))
             VllmSampler.running = self

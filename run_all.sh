@@ -113,7 +113,7 @@ privileged -  -  -     : opd-privileged opd+renio-privileged code-opd-privileged
 main      7   6  80GB  tables 1 and 2 on one student (the default): pairs grpo
 table1    6  28  80GB  base, GRPO, OPSD, OPSD+ReNIO; the paper's 5 students, math and code: \
                        base base-with-solution opsd opsd+renio grpo code-base code-opsd code-opsd+renio
-table2    5   5  48GB  base, OPD, OPD+ReNIO; 2 students of the paper, math and code: \
+table2    5   5  80GB  base, OPD, OPD+ReNIO; 2 students of the paper, math and code: \
                        models opd opd+renio code-base code-opd code-opd+renio privileged
 table3    8   6  80GB  OPSD and OPD with and without ReNIO, rollouts of two lengths: \
                        pairs opsd@{other} opsd+renio@{other} opd@{other} opd+renio@{other}

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT, examples_of, rollouts_of
+from peft import PeftModel
 from torch.distributed.tensor import DTensor
 from transformers import Qwen3Config
 
@@ -94,8 +95,8 @@ def test_sharded_weights_train_as_whole_ones(tmp_path, config, micro_model, word
                        "--prefix_tokens", 8, *words.replace("MODEL", str(micro_model)).split(), *more,
                        "--output_dir", tmp_path / name)
         in_processes(2, tmp_path, run_train, flags)
-        adapter = str(tmp_path / name / "final") if flags.lora_r else None
-        model = load_model(str(micro_model if adapter else tmp_path / name / "final"), adapter=adapter)
+        final = str(tmp_path / name / "final")
+        model = PeftModel.from_pretrained(load_model(str(micro_model)), final) if flags.lora_r else load_model(final)
         return model.state_dict(), [json.loads(line) for line in open(tmp_path / name / "metrics.jsonl")]
 
     whole, whole_rows = run("whole")

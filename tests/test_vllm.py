@@ -146,6 +146,13 @@ def test_sampling_is_a_function_of_the_seed_and_equal_prompts_get_different_comp
 
 
 @needs_vllm
+def test_more_prompts_than_a_forward_pass_takes_are_sampled(sampler):
+    prompts = [PROMPTS[0] * 11] * 100  # 5,500 tokens; a pass takes 4,096, and so would cut one of them in two
+    completions = sampler[0](prompts, 8, [1], seed=3)
+    assert len(completions) == 100 and len(set(map(tuple, completions))) > 50
+
+
+@needs_vllm
 @pytest.mark.parametrize("temperature, top_p, top_k", [(1.3, 1.0, 0), (1.0, 0.7, 0), (1.0, 1.0, 3)])
 def test_samples_follow_the_distribution(sampler, temperature, top_p, top_k):
     vllm, model = sampler
