@@ -2531,8 +2531,9 @@ def check_step(config, devices, data):
                         micro_batch_size=2, generations=2, prefix_tokens=16, schedule_steps=0, save_steps=0,
                         save_rollouts=False, report_to="none")
         train(short, devices)
-        devices.gather([None])  # nobody leaves, and takes the folder along, before all have read
-        row = json.loads(Path(short.output_dir, "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        path = Path(short.output_dir, "metrics.jsonl")  # the first rank's, which takes its folder along when it leaves
+        row = json.loads(path.read_text(encoding="utf-8").splitlines()[-1]) if devices.rank == 0 else None
+    row = devices.gather([row])[0]
     prompt = sum(len(example.student_prompt) for example in data) / len(data)
     larger = config.batch_size / short.batch_size * (prompt + config.prefix_tokens) / (prompt + 16)
     rollout = row.get("seconds_rollout", 0) * config.prefix_tokens / 16  # decoding few takes as long as decoding many

@@ -2,10 +2,12 @@
 
 import json
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from test_devices import in_processes
 
 import renio
 from renio import UserError
@@ -38,6 +40,28 @@ def test_all_that_a_run_needs_gets_a_line_and_a_step(words, more, tmp_path, caps
         ["ok", word] for word in ("device:", "rollouts", "student", "data", "memory:", "disk:", f"{method_of(more)}:")]
     assert re.fullmatch(r"expected: \d+\.\d\d hours", lines[-1])
     assert not (tmp_path / "run").exists()
+
+
+def slow_preflight(devices, words, path):
+    """A preflight in which the second process is late after all that the two do together."""
+    gather = devices.gather
+
+    def gathered(items):
+        found = gather(items)
+        time.sleep(0.2 * devices.rank)
+        return found
+
+    devices.gather = gathered
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(renio, "connect", lambda config: devices)
+        patch.setenv("RANK", str(devices.rank))
+        (path / f"code{devices.rank}").write_text(str(renio.preflight(renio.parse_config(words))))
+
+
+def test_no_process_needs_what_another_has_cleared_away(words, tmp_path):
+    (tmp_path / "codes").mkdir()
+    in_processes(2, tmp_path, slow_preflight, words, tmp_path / "codes")
+    assert [path.read_text() for path in (tmp_path / "codes").iterdir()] == ["0", "0"]
 
 
 def method_of(more):
