@@ -419,9 +419,8 @@ class UserError(Exception):
 def prompt_templates(config):
     """The templates of the student's message and of the teacher's (for sft: of a row with the solution)."""
     student, privileged = PROMPTS[config.task]
-    student = read_template("--student_prompt", config.student_prompt) or student
-    teacher = read_template("--teacher_prompt", config.teacher_prompt)
-    return student, teacher or (privileged if config.privileged or config.method == "sft" else student)
+    student = config.student_prompt or student
+    return student, config.teacher_prompt or (privileged if config.privileged or config.method == "sft" else student)
 
 
 def read_template(flag, value):
@@ -1098,7 +1097,7 @@ def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
         for row in rows:
             if len(examples) == needed:
                 break
-            if not row["solution"] and not row.get("teacher_prompt") and needs_solution(config):
+            if lacks_solution(config, row):
                 skipped["without a solution"] += 1
                 continue
             example = render(config, row, student_tokenizer, teacher_tokenizer, rng)
@@ -1114,6 +1113,12 @@ def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
 
 def needs_solution(config):
     return config.method == "sft" or config.privileged
+
+
+def lacks_solution(config, row):
+    """Whether a row can't be used for want of one; a teacher may have a prompt of its own instead."""
+    own_prompt = config.method != "sft" and row.get("teacher_prompt")
+    return needs_solution(config) and not row["solution"] and not own_prompt
 
 
 def render(config, row, student_tokenizer, teacher_tokenizer, rng):
@@ -1173,7 +1178,8 @@ def read_problems(source, split="train", need_solution=False, task="math", limit
         for name, wrong in (
                 ("problem (or question, prompt)", not (isinstance(problem, str) and problem.strip())),
                 ("solution", need_solution and solution is None and not solutions_column),
-                ("solution", not isinstance(solution, str | None))):
+                ("solution", not isinstance(solution, str | None)),
+                ("teacher_prompt", not isinstance(raw.get("teacher_prompt"), str | None))):
             if wrong:
                 raise UserError(f"{source}, row {number}: no text in a column {name}; its columns are {', '.join(raw)}")
         rows.append(dict(problem=problem, solution=(solution or "").strip() and solution or None,
@@ -2493,7 +2499,7 @@ def check_data(config, models):
         rows = arith_rows(8)
     else:
         rows = read_problems(config.dataset, need_solution=needs_solution(config), task=config.task, limit=8)
-    rows = [row for row in rows if row["solution"] or row.get("teacher_prompt") or not needs_solution(config)]
+    rows = [row for row in rows if not lacks_solution(config, row)]
     examples = [render(config, row, tokenizer, teacher and teacher.tokenizer, random.Random(0)) for row in rows]
     if not examples:
         raise UserError(f"--dataset {config.dataset}: the first 8 rows have no solution")
@@ -2572,6 +2578,8 @@ def parse_config(argv, config_class=Config):
     parser.set_defaults(privileged=first.method == "opsd",
                         **SCALES[first.scale][first.method] | VARIANTS[first.variant][first.method])
     config = config_class(**vars(parser.parse_args(argv)))
+    config.student_prompt = read_template("--student_prompt", config.student_prompt)
+    config.teacher_prompt = read_template("--teacher_prompt", config.teacher_prompt)
     check_bounds(config)
     check(config)
     return config

@@ -207,6 +207,7 @@ GOOD = {"problem": "1 + 1?", "solution": r"\boxed{2}", "answer": "2"}
     (b'{"problem": null, "solution": "2"}', "row 1: no text in a column problem"),
     (b'{"problem": "1 + 1?", "hint": "2"}', "row 1: no text in a column solution; its columns are problem, hint"),
     (b'{"problem": "1 + 1?", "solution": 2}', "row 1: no text in a column solution"),
+    (b'{"problem": "1 + 1?", "teacher_prompt": 2}', "row 1: no text in a column teacher_prompt"),
     (b'{"problem": 5, "solution": "2"}', "row 1: no text in a column problem"),
 ])
 def test_bad_data_is_named_by_file_and_line(tmp_path, content, message):

@@ -75,6 +75,18 @@ def test_a_teacher_prompt_in_the_data_wins_and_needs_no_solution(config, tokeniz
     assert teacher == "<user> c 3 <unk> <assistant>"  # as it is, not filled in
 
 
+def test_fine_tuning_needs_the_solution_whatever_the_teacher_is_told(config, tokenizer, tmp_path):
+    with pytest.raises(UserError, match="each is without a solution"):
+        prompts(config, tokenizer, tmp_path, "--method", "sft", teacher_prompt="c 3", solution=None)
+
+
+def test_the_text_of_a_template_file_is_what_a_run_is_made_with(config, tmp_path):
+    (tmp_path / "prompt.txt").write_text("{problem}?")
+    flags = config("--method", "opsd", "--student_prompt", f"@{tmp_path}/prompt.txt")
+    (tmp_path / "prompt.txt").unlink()
+    assert flags.student_prompt == "{problem}?" == renio.prompt_templates(flags)[0]
+
+
 @pytest.mark.parametrize("words, message", [
     ("--method opsd --teacher_prompt {problem}", "no {solution} in it; add it, or pass --privileged False"),
     ("--method opd --teacher x --teacher_prompt {problem}{solution}", "pass --privileged True with it"),
