@@ -293,6 +293,8 @@ class Evaluation:
                                 tokens_per_s=f"{tokens / bar.format_dict['elapsed']:.0f}")
         recorded = [{k: v for k, v in row.items() if k != "test"} for row in rows]
         scores = scores_of_answers(answers, boxes_equal(name))
+        if name == "arith":
+            scores |= error_shares(rows, answers)
         return dict(benchmark=name, decoding=decoding, n=n, **scores, seconds=seconds,
                     problems=[dict(row, answers=a) for row, a in zip(recorded, answers, strict=True)])
 
@@ -384,7 +386,7 @@ def grade_answer(tokenizer, eos_ids, task, completion, row):
         verdict = Verdict(reason == "equal", reason)
     return dict(text=text, boxed=None if task == "code" else renio.extract_boxed(text), right=verdict.passed,
                 reason=verdict.reason, tokens=len(completion), truncated=completion[-1] not in eos_ids,
-                markers=count_markers(text))
+                markers=count_markers(text), **(wrong_results(text, row) if task == "arith" else {}))
 
 
 MARKERS = ("but wait hmm perhaps maybe actually seems might likely check alternatively however though again").split()
@@ -394,6 +396,37 @@ MARKER_PATTERN = re.compile(rf"\b(?:{'|'.join(MARKERS)})\b", re.IGNORECASE)
 def count_markers(text):
     """How many reflection markers (the paper's list, Appendix C) stand in the text, as whole words in any case."""
     return len(MARKER_PATTERN.findall(text))
+
+
+ERRORS = dict(taught="taught operations", gap="gaps")  # kinds of operations: the base was taught them, or not
+
+
+def operations_by_kind(problem):
+    """The steps of a problem of the arithmetic world, (name, digit, operation), by kind."""
+    words, gaps = problem.split(), renio.operation_gaps()
+    steps = list(zip(words[::3], words[1::3], words[2::3], strict=True))
+    of_gaps = [(int(digit), operation) in gaps for _, digit, operation in steps]
+    return {"taught": [step for step, gap in zip(steps, of_gaps, strict=True) if not gap],
+            "gap": [step for step, gap in zip(steps, of_gaps, strict=True) if gap]}
+
+
+def wrong_results(text, row):
+    """How many of an answer's results are wrong, by kind of operation.
+
+    The last result that is written of a step counts, which is that of a re-check; one that is missing is wrong.
+    """
+    words = text.split()
+    written = dict(zip(words, words[3:], strict=False))  # of a step's name, behind it its result
+    return {f"wrong_{kind}": sum(written.get(name) != str(renio.apply_operation(int(digit), operation))
+                                 for name, digit, operation in steps)
+            for kind, steps in operations_by_kind(row["problem"]).items()}
+
+
+def error_shares(rows, answers):
+    """Share of wrong results among all operations of a kind, from the answers to each row."""
+    counts = {kind: sum(len(operations_by_kind(row["problem"])[kind]) for row in rows) for kind in ERRORS}
+    return {f"{kind}_error": sum(a[f"wrong_{kind}"] for row in answers for a in row) / len(answers[0]) / counts[kind]
+            for kind in ERRORS}
 
 
 def boxes_equal(benchmark):
@@ -1264,7 +1297,7 @@ class Scored(NamedTuple):
     step: int | None  # of the checkpoint; None for a whole run or a model as it came
     path: Path
     settings: dict
-    # (benchmark, decoding) -> scores; conditions; and per_problem: right, tokens and markers, a mean a problem each
+    # (benchmark, decoding) -> scores; conditions; and per_problem: of each key of UNITS that it has, a mean a problem
     results: dict
 
     @property
@@ -1290,8 +1323,14 @@ def read_scored(path):
         run = json.loads(path.read_text(encoding="utf-8"))
         results = {}
         for r in run["results"]:
-            per_problem = {key: [float(np.mean([a[key] for a in p["answers"]])) for p in r["problems"]]
-                           for key in ("right", "tokens", "markers")}
+            def means(key, problems=r["problems"]):
+                return np.array([np.mean([a[key] for a in p["answers"]]) for p in problems])
+
+            per_problem = {key: means(key) for key in ("right", "tokens", "markers")}
+            for kind in ERRORS:
+                if f"{kind}_error" in r:  # scaled so that the mean over the problems is the share of all operations
+                    wrong = means(f"wrong_{kind}")
+                    per_problem[f"{kind}_error"] = wrong * (r[f"{kind}_error"] / (wrong.mean() or 1))
             results[r["benchmark"], r["decoding"]] = {k: v for k, v in r.items() if k != "problems"} | dict(
                 conditions=conditions(run["settings"], r), per_problem=per_problem)
         return Scored(run["label"], run["train_seed"], run["step"], path, run["settings"], results)
@@ -1442,7 +1481,7 @@ class Scores:
         found = {}
         for run in self.last if step is None else [run for runs in self.runs for run in runs if run.step == step]:
             for name, how in run.results:
-                if (run.label, how) == (label, decoding):
+                if (run.label, how) == (label, decoding) and key in run.results[name, how]["per_problem"]:
                     found[run.seed, name] = run.results[name, how]["per_problem"][key]
         seeds = sorted({seed for seed, _ in found if all((seed, b) in found for b in benchmarks)})
         return seeds, [np.array([found[seed, b] for seed in seeds]) for b in benchmarks] if seeds else []
@@ -1627,7 +1666,7 @@ class Claim(NamedTuple):
     text: str
     label: str
     other: str
-    key: str = "right"  # in right answers; or in tokens or markers an answer
+    key: str = "right"  # in right answers, or another key of UNITS
 
 
 class Finding(NamedTuple):
@@ -1642,8 +1681,10 @@ class Finding(NamedTuple):
     paper: str = ""
 
 
+# of a claim's key: what it is in, how it is written, in what scale
 UNITS = dict(right=("points", "+.1f", 100), tokens=("tokens an answer", "+.2f", 1),
-             markers=("markers an answer", "+.2f", 1))  # of a claim's key: what it is in, how it is written
+             markers=("markers an answer", "+.2f", 1),
+             **{f"{kind}_error": (f"% wrong of {what}", "+.2f", 100) for kind, what in ERRORS.items()})
 
 
 def claim_findings(scores, claims):
@@ -1885,7 +1926,7 @@ def draw_curves(axis, scores, lines, column, key="right", scale=100):
         elif ends[label]:
             points = [(ends[label], scores.of(label, benchmarks, decoding, key)[1])]
         draw_intervals(axis, [(step + 0.015 * span * shift, values) for step, values in points], scale, **style,
-                       within=(0, 1 if key == "right" else np.inf), markersize=4, capsize=2, linewidth=1, label=name)
+                       within=(0, 1 if scale == 100 else np.inf), markersize=4, capsize=2, linewidth=1, label=name)
     axis.grid(alpha=0.3)
     if key == "right":
         legend_above(axis)
@@ -1901,16 +1942,55 @@ def legend_above(axis):
 def plot_steps(scores):
     """Scores of the main runs over their steps: plain, ReNIO and shuffled weights side by side."""
     def draw(axis, method, column):
-        draw_curves(axis, scores, dict(zip(("plain", "ReNIO", "shuffled"), weighted[method], strict=False)), column)
+        draw_curves(axis, scores, weighted(method), column)
         axis.set(xlabel="training step", ylabel="right answers, %", title=f"{method.upper()}: {column[0]}")
 
-    weighted = {m: [m, f"{m}+renio", f"{m}+renio_shuffled"] for m in ("opd", "opsd", "grpo")}
-    methods = [m for m, labels in weighted.items() if any(len(scores.steps(label)) > 1 for label in labels)]
+    methods = [m for m in ("opd", "opsd", "grpo")
+               if any(len(scores.steps(label)) > 1 for label in weighted(m).values())]
     columns = scores.headline_columns()
     return figure(scores, "steps", [(m, column) for column in columns for m in methods], draw,
                   "Scores over the training steps",
                   ["Scores over the training steps; bars: 95 % intervals; step 0 is the base; a mark alone is a run "
                    "that is scored at its end only."], columns=len(methods), size=(4.2, 3.0))
+
+
+def weighted(method, batch=""):
+    """Labels of a method without weights, with ReNIO's, and with these given to other samples of the batch."""
+    return {"plain": f"{method}{batch}", "ReNIO": f"{method}+renio{batch}",
+            "shuffled": f"{method}+renio_shuffled{batch}"}
+
+
+def plot_errors(scores):
+    """Both kinds of error over the steps of the main runs: plain, ReNIO and shuffled weights side by side."""
+    def draw(axis, key, method, decoding):
+        draw_curves(axis, scores, weighted(method), (None, ["arith"], decoding), key)
+        axis.set(xlabel="training step", ylabel=UNITS[key][0], title=f"{method.upper()}: {decoding}")
+        axis.set_ylim(bottom=0)
+        legend_above(axis)
+
+    panels = [(f"{kind}_error", method, decoding) for kind in ERRORS for method in ("opd", "opsd")
+              for decoding in scores.decodings if len(scores.steps(method)) > 1 and scores.micro]
+    return [*figure(scores, "errors", panels, draw, "Two kinds of error over the training steps",
+                    ["Wrong results on operations that the base was taught and on those it has to guess, its gaps, "
+                     "over the training steps; bars: 95 % intervals; step 0 is the base."],
+                    columns=len(panels) // 2, size=(3.4, 2.8)), *error_table(scores)]
+
+
+def error_table(scores):
+    """Both kinds of error of plain, ReNIO's and shuffled weights at each batch size, and the effective sample size."""
+    labels = [label for m in ("opd", "opsd") for batch in ("", BATCH) for label in weighted(m, batch).values()]
+    rows = []
+    for label in ["base", *labels]:
+        sizes = [row["effective_sample_size"] for run in scores.logs(label, "metrics.jsonl") for row in run]
+        row = [("method", label), ("effective samples", f"{np.mean(sizes):.1f}" if sizes else "")]
+        for key in (f"{kind}_error" for kind in ERRORS):
+            for decoding in scores.decodings:
+                _, values = scores.of(label, ["arith"], decoding, key)
+                cell = percent(average(values), interval(*values, within=(0, 1)), ".2f") if values else ""
+                row.append((f"{UNITS[key][0]}, {decoding}", cell))
+        if label in scores.labels:
+            rows.append(row)
+    return [*markdown_table(rows), ""] if scores.micro else []
 
 
 def plot_filter(scores):
@@ -2073,7 +2153,9 @@ class Section(NamedTuple):
 
 METHODS = ["base", "grpo", "opsd", "opsd+renio", "opd", "opd+renio", "opd-privileged", "opd+renio-privileged",
            "teacher", "base with solution"]
+BATCH = "-batch128"  # ends the labels of runs with four times the batch
 CENTRE = "opd+renio-clip3.0"  # of the sweeps, which the main run is unless it was made with --variant official
+BATCHES = {"": "", BATCH: " at batch 128"}
 SECTIONS = [
     Section("Tables 1 and 2: methods", METHODS, [
         Claim("OPSD improves the base", "opsd", "base"), Claim("OPD improves the base", "opd", "base"),
@@ -2107,15 +2189,27 @@ SECTIONS = [
              Claim("clip 3.0 beats 2.5", CENTRE, "opd+renio-clip2.5"),
              Claim("threshold 0.8 beats 0.6", CENTRE, "opd+renio-threshold0.6"),
              Claim("threshold 0.8 beats 1.0", CENTRE, "opd+renio-threshold1.0")], plot_sweeps),
+    Section("What the weight does: aiming and variance",
+            [label for m in ("opd", "opsd") for batch in ("", BATCH) for label in weighted(m, batch).values()],
+            [Claim(f"ReNIO improves {m.upper()} at batch 128", f"{m}+renio{BATCH}", f"{m}{BATCH}")
+             for m in ("opd", "opsd")]
+            + [Claim(f"aiming: shuffled weights leave more errors on {what} than ReNIO's in {m.upper()}{at}",
+                     f"{m}+renio_shuffled{batch}", f"{m}+renio{batch}", f"{kind}_error")
+               for kind, what in ERRORS.items() for m in ("opd", "opsd") for batch, at in BATCHES.items()]
+            + [Claim(f"variance: shuffled weights leave more errors on {what} than none in {m.upper()}{at}",
+                     f"{m}+renio_shuffled{batch}", f"{m}{batch}", f"{kind}_error")
+               for kind, what in ERRORS.items() for m in ("opd", "opsd") for batch, at in BATCHES.items()],
+            plot_errors),
     Section("Controls, which the paper lacks",
-            ["opd", "opd+renio", "opd+renio_shuffled", "opd+correctness", "opd+iw", "opsd", "opsd+renio",
-             "opsd+renio_shuffled", "opsd+correctness", "opsd+pw", "opsd-nosolution"],
-            [Claim("in OPD it matters which sample has which ReNIO weight", "opd+renio", "opd+renio_shuffled"),
-             Claim("in OPSD it matters which sample has which ReNIO weight", "opsd+renio", "opsd+renio_shuffled"),
-             Claim("weighting wrong rollouts by their verdict improves OPD", "opd+correctness", "opd"),
+            ["opd", "opd+renio", "opd+correctness", "opd+iw", "opd-beta0.5", "opd+renio-beta0.5", "opd-beta1",
+             "opd+renio-beta1", "opsd", "opsd+renio", "opsd+correctness", "opsd+pw", "opsd-beta0.5",
+             "opsd+renio-beta0.5", "opsd-beta1", "opsd+renio-beta1", "opsd-nosolution"],
+            [Claim("weighting wrong rollouts by their verdict improves OPD", "opd+correctness", "opd"),
              Claim("weighting wrong rollouts by their verdict improves OPSD", "opsd+correctness", "opsd"),
              Claim("IW-OPD's token weights improve OPD", "opd+iw", "opd"),
              Claim("PW-OPSD's token weights improve OPSD", "opsd+pw", "opsd"),
+             *(Claim(f"ReNIO improves {m.upper()} with {name}", f"{m}+renio-beta{beta}", f"{m}-beta{beta}")
+               for m in ("opd", "opsd") for beta, name in (("0.5", "JSD"), ("1", "reverse KL"))),
              Claim("OPSD improves the base without the solution too", "opsd-nosolution", "base"),
              Claim("the solution improves OPSD", "opsd", "opsd-nosolution")]),
 ]
@@ -2167,7 +2261,7 @@ def chapter(scores):
 # Command line.
 
 PRESETS = {  # of --scale, for flags that are not given
-    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=64, batch_size=256, dtype="float32"),
+    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=80, batch_size=256, dtype="float32"),
     "small": dict(benchmarks=["gsm8k"], n=4, max_new_tokens=512, batch_size=16, dtype="float32"),
     "one": dict(benchmarks=["gsm8k:250", "math500"], n=4, max_new_tokens=2048, batch_size=256, dtype="bfloat16",
                 thinking=False, decoding=["sampled", "greedy"]),

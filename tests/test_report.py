@@ -255,6 +255,25 @@ def test_beside_a_verdict_stands_whether_it_survives_all_of_them(tmp_path):
     assert "(0 after Holm's correction)" in text
 
 
+def test_aiming_and_variance_are_judged_by_the_errors_that_shuffled_weights_leave(tmp_path):
+    for seed in range(4):
+        for label, right in (("opd", [2, 2, 1, 1]), ("opd+renio", [2, 2, 2, 1]),
+                             ("opd+renio_shuffled", [1, 1, 1, seed % 2])):
+            write_run(tmp_path / f"{label}{seed}", label, seed, right)
+    _, rows = report_on(tmp_path)
+    for claim, compared in (("aiming: shuffled weights leave more errors on gaps than ReNIO's in OPD",
+                             "opd+renio_shuffled − opd+renio"),
+                            ("variance: shuffled weights leave more errors on gaps than none in OPD",
+                             "opd+renio_shuffled − opd")):
+        [row] = rows[claim]
+        assert row[:3] == [compared, "arith, sampled, % wrong of gaps", "4"] and row[5] == "supported"
+        assert float(row[3].split()[0]) > 0
+    shares = {label: 100 - float(rows[label][0][1].split()[0]) for label in ("opd", "opd+renio", "opd+renio_shuffled")}
+    for label, share in shares.items():
+        [(_, taught, gaps)] = [cells for cells in rows[label] if len(cells) == 3]
+        assert (float(taught.split()[0]), float(gaps.split()[0])) == (0, pytest.approx(share, abs=0.06))
+
+
 def test_runs_with_other_settings_are_not_in_one_table(tmp_path):
     for seed in (0, 1):
         for label in ("base", "opd"):
