@@ -8,6 +8,7 @@
     python eval.py compare A.json B.json      # paired difference of B over A, its interval and p-value
     python eval.py compare A0.json A1.json A2.json vs B0.json B1.json B2.json      # the same over training seeds
     python eval.py report results/micro       # every eval.json below it -> results/micro/report.md and its figures
+    python eval.py publish results/micro DIR  # that report, its figures, and packed all that it is made of
 
 Read top to bottom: benchmarks; the evaluation (prompts, sampling, grading, scores); its preflight; the grader of code
 with its judge and sandbox; statistics; evaluations read back and compared; the report's tables, figures and text; the
@@ -23,8 +24,10 @@ import ast
 import contextlib
 import copy
 import functools
+import gzip
 import hashlib
 import inspect
+import io
 import itertools
 import json
 import math
@@ -32,10 +35,12 @@ import os
 import re
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import symtable
 import sys
+import tarfile
 import tempfile
 import textwrap
 import time
@@ -403,7 +408,7 @@ ERRORS = dict(taught="taught operations", gap="gaps")  # kinds of operations: th
 
 def operations_by_kind(problem):
     """The steps of a problem of the arithmetic world, (name, digit, operation), by kind."""
-    words, gaps = problem.split(), renio.operation_gaps()
+    words, gaps = problem.split(), set(renio.operation_gaps())
     steps = list(zip(words[::3], words[1::3], words[2::3], strict=True))
     of_gaps = [(int(digit), operation) in gaps for _, digit, operation in steps]
     return {"taught": [step for step, gap in zip(steps, of_gaps, strict=True) if not gap],
@@ -1317,19 +1322,24 @@ def conditions(settings, result):
                 **{name: settings.get(name) for name in names}, **{prompt: settings.get("prompt")})
 
 
+def sums_by_problem(result):
+    """What an eval.json records of each answer in numbers, {name: a sum over its answers for each problem}."""
+    names = [name for name in ("right", "tokens", "markers", *(f"wrong_{kind}" for kind in ERRORS))
+             if name in result["problems"][0]["answers"][0]]
+    return {name: [sum(answer[name] for answer in p["answers"]) for p in result["problems"]] for name in names}
+
+
 def read_scored(path):
     """A Scored. Raises renio.UserError for a file that is no evaluation."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         results = {}
         for r in run["results"]:
-            def means(key, problems=r["problems"]):
-                return np.array([np.mean([a[key] for a in p["answers"]]) for p in problems])
-
-            per_problem = {key: means(key) for key in ("right", "tokens", "markers")}
+            sums = r["per_problem"] if "per_problem" in r else sums_by_problem(r)
+            per_problem = {key: np.array(values) / r["n"] for key, values in sums.items()}
             for kind in ERRORS:
                 if f"{kind}_error" in r:  # scaled so that the mean over the problems is the share of all operations
-                    wrong = means(f"wrong_{kind}")
+                    wrong = per_problem.pop(f"wrong_{kind}")
                     per_problem[f"{kind}_error"] = wrong * (r[f"{kind}_error"] / (wrong.mean() or 1))
             results[r["benchmark"], r["decoding"]] = {k: v for k, v in r.items() if k != "problems"} | dict(
                 conditions=conditions(run["settings"], r), per_problem=per_problem)
@@ -1419,10 +1429,15 @@ def read_folder(folder):
     return [Scores(runs, folder, f"-{i}" if i > 1 else "") for i, runs in enumerate(groups, start=1)]
 
 
+def configs_of(runs):
+    """The config.json of each of the runs, of those that were trained."""
+    return [json.loads(path.read_text(encoding="utf-8")) for run in runs
+            if (path := run.folder / "config.json").exists()]
+
+
 def flags_of(runs):
     """The flags that each of the runs was trained with, of those that were."""
-    return [json.loads(path.read_text(encoding="utf-8"))["flags"] for run in runs
-            if (path := run.folder / "config.json").exists()]
+    return [config["flags"] for config in configs_of(runs)]
 
 
 class Scores:
@@ -1734,10 +1749,29 @@ def verdict_rows(scores, findings):
     return rows if any(f.paper for f in findings) else [row[:-1] for row in rows]
 
 
-def verdict_lines(scores, findings):
-    if not findings:
+HEADLINES = [  # the claims of the report's first page
+    "OPSD improves the base", "OPD improves the base", "ReNIO improves OPSD", "ReNIO improves OPD",
+    "OPSD with ReNIO beats GRPO",
+    *(f"{what} in OPD" for what in (
+        "aiming: shuffled weights leave more errors on gaps than ReNIO's",
+        "variance: shuffled weights leave more errors on gaps than none", "incorrect-only beats correct-only")),
+    "incorrect-only beats correct-only in OPD, on the same problems (not in the paper)",
+    "the weight ranks wrong rollouts above right ones in OPD"]
+
+
+def headline_lines(rows):
+    """What was found of the main claims, a line each, in the words of the verdicts."""
+    lines = []
+    for claim in HEADLINES:
+        said = [f"{row['verdict'].partition(' (')[0]}, {row['value [95 %]']} ({row['scored on']})"
+                for row in map(dict, rows) if row["claim"] == claim]
+        lines += [f"- {claim}: {'; '.join(said)}"] if said else []
+    return ["## Findings", "", *lines, ""] if lines else []
+
+
+def verdict_lines(rows, micro):
+    if not rows:
         return []
-    rows = verdict_rows(scores, findings)
     said = Counter((row["verdict"].partition(" (")[0], row["after Holm"]) for row in map(dict, rows))
     counts = [f"{said[name, 'stands'] + said[name, 'does not stand']} {name} ({said[name, 'stands']} after Holm's "
               "correction)" for name in ("supported", "not supported: the opposite")]
@@ -1754,7 +1788,7 @@ def verdict_lines(scores, findings):
         "3.3 standard deviations of the paired differences, 5 of 1.7, 8 of 1.2, 16 of 0.7."
         + (" The recipe (models, steps, learning rates, data) was fixed by the base's accuracy, the teachers', the "
            "gain of plain OPD and OPSD, and time; GRPO's learning rate by its own gain over the base on one seed. "
-           "No setting was chosen by which weighting wins.") * scores.micro, ""]
+           "No setting was chosen by which weighting wins.") * micro, ""]
 
 
 def settings_lines(scores):
@@ -1777,6 +1811,8 @@ def settings_lines(scores):
                 f"{c['engine']} {', '.join(sorted(versions))}, {c['dtype']}"
                 + f"; asked by {', '.join(map(repr, prompts))}" * bool(prompts))
     seeds, variants = sorted({run.seed for run in scores.last}), [f.get("variant") for f in flags_of(scores.last)]
+    if commits := sorted({commit[:10] for config in configs_of(scores.last) if (commit := config.get("commit"))}):
+        lines.append(f"- training: commit {', '.join(commits)}")
     if official := variants.count("official"):
         lines.append(f"- training: {official} of {len(variants)} runs with --variant official, the released code's "
                      "settings")
@@ -2236,6 +2272,40 @@ def report(folder):
     print(f"wrote {folder / 'report.md'}")
 
 
+def publish(folder, target):
+    """Report on the folder, and copy to `target` the report, its figures, and all that the report is made of.
+
+    That is a .tar.gz for each folder in it: of the runs config.json, metrics.jsonl and rollouts.jsonl, and eval.json
+    with numbers in place of the answers. Unpacked, they give the same report.
+    """
+    report(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for old in [path for path in target.iterdir() if path.suffix in (".md", ".png", ".gz")]:
+        old.unlink()
+    for path in [path for path in folder.iterdir() if path.suffix in (".md", ".png")]:
+        shutil.copy(path, target)
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        with gzip.GzipFile(target / f"{part.name}.tar.gz", "wb", mtime=0) as packed, \
+                tarfile.open(fileobj=packed, mode="w") as archive:
+            for path in sorted(part.rglob("*.json*")):
+                of_run = (path.parent / "metrics.jsonl").exists()  # and not of a checkpoint, whose config is a model's
+                if path.name == "eval.json" or of_run and path.name != "checksums.json":
+                    data = summary(path) if path.name == "eval.json" else path.read_bytes()
+                    member = tarfile.TarInfo(str(path.relative_to(folder)))
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    print(f"published in {target}")
+
+
+def summary(path):
+    """An eval.json as bytes, with the sums of each problem in place of the problems and their answers."""
+    run = json.loads(path.read_text(encoding="utf-8"))
+    for result in run["results"]:
+        result["per_problem"] = sums_by_problem(result)
+        del result["problems"]
+    return json.dumps(run).encode()
+
+
 def chapter(scores):
     """The lines of the report on runs with the same settings."""
     sections, claims, in_tables = [], [], set()
@@ -2251,8 +2321,8 @@ def chapter(scores):
     if others:
         sections += ["## Other runs", "", *score_table(scores, others), ""]
     rollouts = {label: runs for label in ("opd", "opsd") if (runs := scores.logs(label, "rollouts.jsonl"))}
-    return [*settings_lines(scores),
-            *verdict_lines(scores, claim_findings(scores, claims) + rollout_findings(scores, rollouts)), *sections,
+    rows = verdict_rows(scores, claim_findings(scores, claims) + rollout_findings(scores, rollouts))
+    return [*headline_lines(rows), *settings_lines(scores), *verdict_lines(rows, scores.micro), *sections,
             *plot_log_ratios(scores, rollouts), *plot_entropy(scores, rollouts), *plot_weights(scores, rollouts),
             *plot_seconds(scores), *behaviour_table(scores), *training_table(scores)]
 
@@ -2346,6 +2416,8 @@ def main(argv=None):
                 report(Path(folder))
             case ["report", *_]:
                 raise renio.UserError("report takes one folder")
+            case ["publish", folder, target]:
+                publish(Path(folder), Path(target))
             case ["compare", *words]:
                 compare(words)
             case words:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tarfile
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -435,6 +436,35 @@ def test_the_report_holds_every_table_and_figure(tmp_path):
     assert rows["opd@16"][0][-1] == "40.37" and [row[-1] for row in rows["opd"]][1] == "41.38"
     assert "## Other runs" in text and rows["my own"][0][0] == "3"
     assert text.index("## Verdicts") < text.index("## Tables 1 and 2")
+
+
+def test_what_is_published_gives_the_same_report_again_and_holds_no_answers(tmp_path):
+    write_all_runs(tmp_path / "runs", seeds=(0, 1))
+    renio_eval.main(["publish", str(tmp_path / "runs"), str(tmp_path / "published")])
+    first = (tmp_path / "published" / "report.md").read_text()
+    packed = sorted((tmp_path / "published").glob("*.tar.gz"))
+    assert [path.name for path in packed] == ["seed0.tar.gz", "seed1.tar.gz"]
+    for path in packed:
+        with tarfile.open(path) as archive:
+            archive.extractall(tmp_path / "again", filter="data")
+    assert len(list((tmp_path / "again").rglob("eval.json"))) == len(list((tmp_path / "runs").rglob("eval.json")))
+    assert not any('"boxed"' in path.read_text() for path in (tmp_path / "again").rglob("eval.json"))
+    text, _ = report_on(tmp_path / "again")
+    assert text == first
+    before = [path.read_bytes() for path in packed]
+    renio_eval.main(["publish", str(tmp_path / "runs"), str(tmp_path / "published")])
+    assert [path.read_bytes() for path in packed] == before
+
+
+def test_the_first_page_repeats_the_verdicts_of_the_main_claims(tmp_path):
+    write_all_runs(tmp_path)
+    text, rows = report_on(tmp_path)
+    page = text.partition("## Findings")[2].partition("Settings of every row")[0].strip().splitlines()
+    assert len(page) == len(renio_eval.HEADLINES) == 10
+    for line, claim in zip(page, renio_eval.HEADLINES, strict=True):
+        assert line.startswith(f"- {claim}: ")
+        for row in rows[claim]:
+            assert f"{row[5].partition(' (')[0]}, {row[3]} ({row[1]})" in line
 
 
 def test_seconds_are_means_over_steps_and_grpos_are_optimizer_steps(tmp_path):
