@@ -8,6 +8,7 @@
     python eval.py compare A.json B.json      # paired difference of B over A, its interval and p-value
     python eval.py compare A0.json A1.json A2.json vs B0.json B1.json B2.json      # the same over training seeds
     python eval.py report results/micro       # every eval.json below it -> results/micro/report.md and its figures
+    python eval.py publish results/micro DIR  # that report, its figures, and packed all that it is made of
 
 Read top to bottom: benchmarks; the evaluation (prompts, sampling, grading, scores); its preflight; the grader of code
 with its judge and sandbox; statistics; evaluations read back and compared; the report's tables, figures and text; the
@@ -23,8 +24,10 @@ import ast
 import contextlib
 import copy
 import functools
+import gzip
 import hashlib
 import inspect
+import io
 import itertools
 import json
 import math
@@ -32,10 +35,12 @@ import os
 import re
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import symtable
 import sys
+import tarfile
 import tempfile
 import textwrap
 import time
@@ -293,6 +298,8 @@ class Evaluation:
                                 tokens_per_s=f"{tokens / bar.format_dict['elapsed']:.0f}")
         recorded = [{k: v for k, v in row.items() if k != "test"} for row in rows]
         scores = scores_of_answers(answers, boxes_equal(name))
+        if name == "arith":
+            scores |= error_shares(rows, answers)
         return dict(benchmark=name, decoding=decoding, n=n, **scores, seconds=seconds,
                     problems=[dict(row, answers=a) for row, a in zip(recorded, answers, strict=True)])
 
@@ -384,7 +391,7 @@ def grade_answer(tokenizer, eos_ids, task, completion, row):
         verdict = Verdict(reason == "equal", reason)
     return dict(text=text, boxed=None if task == "code" else renio.extract_boxed(text), right=verdict.passed,
                 reason=verdict.reason, tokens=len(completion), truncated=completion[-1] not in eos_ids,
-                markers=count_markers(text))
+                markers=count_markers(text), **(wrong_results(text, row) if task == "arith" else {}))
 
 
 MARKERS = ("but wait hmm perhaps maybe actually seems might likely check alternatively however though again").split()
@@ -394,6 +401,37 @@ MARKER_PATTERN = re.compile(rf"\b(?:{'|'.join(MARKERS)})\b", re.IGNORECASE)
 def count_markers(text):
     """How many reflection markers (the paper's list, Appendix C) stand in the text, as whole words in any case."""
     return len(MARKER_PATTERN.findall(text))
+
+
+ERRORS = dict(taught="taught operations", gap="gaps")  # kinds of operations: the base was taught them, or not
+
+
+def operations_by_kind(problem):
+    """The steps of a problem of the arithmetic world, (name, digit, operation), by kind."""
+    words, gaps = problem.split(), set(renio.operation_gaps())
+    steps = list(zip(words[::3], words[1::3], words[2::3], strict=True))
+    of_gaps = [(int(digit), operation) in gaps for _, digit, operation in steps]
+    return {"taught": [step for step, gap in zip(steps, of_gaps, strict=True) if not gap],
+            "gap": [step for step, gap in zip(steps, of_gaps, strict=True) if gap]}
+
+
+def wrong_results(text, row):
+    """How many of an answer's results are wrong, by kind of operation.
+
+    The last result that is written of a step counts, which is that of a re-check; one that is missing is wrong.
+    """
+    words = text.split()
+    written = dict(zip(words, words[3:], strict=False))  # of a step's name, behind it its result
+    return {f"wrong_{kind}": sum(written.get(name) != str(renio.apply_operation(int(digit), operation))
+                                 for name, digit, operation in steps)
+            for kind, steps in operations_by_kind(row["problem"]).items()}
+
+
+def error_shares(rows, answers):
+    """Share of wrong results among all operations of a kind, from the answers to each row."""
+    counts = {kind: sum(len(operations_by_kind(row["problem"])[kind]) for row in rows) for kind in ERRORS}
+    return {f"{kind}_error": sum(a[f"wrong_{kind}"] for row in answers for a in row) / len(answers[0]) / counts[kind]
+            for kind in ERRORS}
 
 
 def boxes_equal(benchmark):
@@ -1264,7 +1302,7 @@ class Scored(NamedTuple):
     step: int | None  # of the checkpoint; None for a whole run or a model as it came
     path: Path
     settings: dict
-    # (benchmark, decoding) -> scores; conditions; and per_problem: right, tokens and markers, a mean a problem each
+    # (benchmark, decoding) -> scores; conditions; and per_problem: of each key of UNITS that it has, a mean a problem
     results: dict
 
     @property
@@ -1284,14 +1322,25 @@ def conditions(settings, result):
                 **{name: settings.get(name) for name in names}, **{prompt: settings.get("prompt")})
 
 
+def sums_by_problem(result):
+    """What an eval.json records of each answer in numbers, {name: a sum over its answers for each problem}."""
+    names = [name for name in ("right", "tokens", "markers", *(f"wrong_{kind}" for kind in ERRORS))
+             if name in result["problems"][0]["answers"][0]]
+    return {name: [sum(answer[name] for answer in p["answers"]) for p in result["problems"]] for name in names}
+
+
 def read_scored(path):
     """A Scored. Raises renio.UserError for a file that is no evaluation."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         results = {}
         for r in run["results"]:
-            per_problem = {key: [float(np.mean([a[key] for a in p["answers"]])) for p in r["problems"]]
-                           for key in ("right", "tokens", "markers")}
+            sums = r["per_problem"] if "per_problem" in r else sums_by_problem(r)
+            per_problem = {key: np.array(values) / r["n"] for key, values in sums.items()}
+            for kind in ERRORS:
+                if f"{kind}_error" in r:  # scaled so that the mean over the problems is the share of all operations
+                    wrong = per_problem.pop(f"wrong_{kind}")
+                    per_problem[f"{kind}_error"] = wrong * (r[f"{kind}_error"] / (wrong.mean() or 1))
             results[r["benchmark"], r["decoding"]] = {k: v for k, v in r.items() if k != "problems"} | dict(
                 conditions=conditions(run["settings"], r), per_problem=per_problem)
         return Scored(run["label"], run["train_seed"], run["step"], path, run["settings"], results)
@@ -1380,10 +1429,15 @@ def read_folder(folder):
     return [Scores(runs, folder, f"-{i}" if i > 1 else "") for i, runs in enumerate(groups, start=1)]
 
 
+def configs_of(runs):
+    """The config.json of each of the runs, of those that were trained."""
+    return [json.loads(path.read_text(encoding="utf-8")) for run in runs
+            if (path := run.folder / "config.json").exists()]
+
+
 def flags_of(runs):
     """The flags that each of the runs was trained with, of those that were."""
-    return [json.loads(path.read_text(encoding="utf-8"))["flags"] for run in runs
-            if (path := run.folder / "config.json").exists()]
+    return [config["flags"] for config in configs_of(runs)]
 
 
 class Scores:
@@ -1442,7 +1496,7 @@ class Scores:
         found = {}
         for run in self.last if step is None else [run for runs in self.runs for run in runs if run.step == step]:
             for name, how in run.results:
-                if (run.label, how) == (label, decoding):
+                if (run.label, how) == (label, decoding) and key in run.results[name, how]["per_problem"]:
                     found[run.seed, name] = run.results[name, how]["per_problem"][key]
         seeds = sorted({seed for seed, _ in found if all((seed, b) in found for b in benchmarks)})
         return seeds, [np.array([found[seed, b] for seed in seeds]) for b in benchmarks] if seeds else []
@@ -1627,7 +1681,7 @@ class Claim(NamedTuple):
     text: str
     label: str
     other: str
-    key: str = "right"  # in right answers; or in tokens or markers an answer
+    key: str = "right"  # in right answers, or another key of UNITS
 
 
 class Finding(NamedTuple):
@@ -1642,8 +1696,10 @@ class Finding(NamedTuple):
     paper: str = ""
 
 
+# of a claim's key: what it is in, how it is written, in what scale
 UNITS = dict(right=("points", "+.1f", 100), tokens=("tokens an answer", "+.2f", 1),
-             markers=("markers an answer", "+.2f", 1))  # of a claim's key: what it is in, how it is written
+             markers=("markers an answer", "+.2f", 1),
+             **{f"{kind}_error": (f"% wrong of {what}", "+.2f", 100) for kind, what in ERRORS.items()})
 
 
 def claim_findings(scores, claims):
@@ -1693,10 +1749,29 @@ def verdict_rows(scores, findings):
     return rows if any(f.paper for f in findings) else [row[:-1] for row in rows]
 
 
-def verdict_lines(scores, findings):
-    if not findings:
+HEADLINES = [  # the claims of the report's first page
+    "OPSD improves the base", "OPD improves the base", "ReNIO improves OPSD", "ReNIO improves OPD",
+    "OPSD with ReNIO beats GRPO",
+    *(f"{what} in OPD" for what in (
+        "aiming: shuffled weights leave more errors on gaps than ReNIO's",
+        "variance: shuffled weights leave more errors on gaps than none", "incorrect-only beats correct-only")),
+    "incorrect-only beats correct-only in OPD, on the same problems (not in the paper)",
+    "the weight ranks wrong rollouts above right ones in OPD"]
+
+
+def headline_lines(rows):
+    """What was found of the main claims, a line each, in the words of the verdicts."""
+    lines = []
+    for claim in HEADLINES:
+        said = [f"{row['verdict'].partition(' (')[0]}, {row['value [95 %]']} ({row['scored on']})"
+                for row in map(dict, rows) if row["claim"] == claim]
+        lines += [f"- {claim}: {'; '.join(said)}"] if said else []
+    return ["## Findings", "", *lines, ""] if lines else []
+
+
+def verdict_lines(rows, micro):
+    if not rows:
         return []
-    rows = verdict_rows(scores, findings)
     said = Counter((row["verdict"].partition(" (")[0], row["after Holm"]) for row in map(dict, rows))
     counts = [f"{said[name, 'stands'] + said[name, 'does not stand']} {name} ({said[name, 'stands']} after Holm's "
               "correction)" for name in ("supported", "not supported: the opposite")]
@@ -1713,7 +1788,7 @@ def verdict_lines(scores, findings):
         "3.3 standard deviations of the paired differences, 5 of 1.7, 8 of 1.2, 16 of 0.7."
         + (" The recipe (models, steps, learning rates, data) was fixed by the base's accuracy, the teachers', the "
            "gain of plain OPD and OPSD, and time; GRPO's learning rate by its own gain over the base on one seed. "
-           "No setting was chosen by which weighting wins.") * scores.micro, ""]
+           "No setting was chosen by which weighting wins.") * micro, ""]
 
 
 def settings_lines(scores):
@@ -1736,6 +1811,8 @@ def settings_lines(scores):
                 f"{c['engine']} {', '.join(sorted(versions))}, {c['dtype']}"
                 + f"; asked by {', '.join(map(repr, prompts))}" * bool(prompts))
     seeds, variants = sorted({run.seed for run in scores.last}), [f.get("variant") for f in flags_of(scores.last)]
+    if commits := sorted({commit[:10] for config in configs_of(scores.last) if (commit := config.get("commit"))}):
+        lines.append(f"- training: commit {', '.join(commits)}")
     if official := variants.count("official"):
         lines.append(f"- training: {official} of {len(variants)} runs with --variant official, the released code's "
                      "settings")
@@ -1885,7 +1962,7 @@ def draw_curves(axis, scores, lines, column, key="right", scale=100):
         elif ends[label]:
             points = [(ends[label], scores.of(label, benchmarks, decoding, key)[1])]
         draw_intervals(axis, [(step + 0.015 * span * shift, values) for step, values in points], scale, **style,
-                       within=(0, 1 if key == "right" else np.inf), markersize=4, capsize=2, linewidth=1, label=name)
+                       within=(0, 1 if scale == 100 else np.inf), markersize=4, capsize=2, linewidth=1, label=name)
     axis.grid(alpha=0.3)
     if key == "right":
         legend_above(axis)
@@ -1901,16 +1978,55 @@ def legend_above(axis):
 def plot_steps(scores):
     """Scores of the main runs over their steps: plain, ReNIO and shuffled weights side by side."""
     def draw(axis, method, column):
-        draw_curves(axis, scores, dict(zip(("plain", "ReNIO", "shuffled"), weighted[method], strict=False)), column)
+        draw_curves(axis, scores, weighted(method), column)
         axis.set(xlabel="training step", ylabel="right answers, %", title=f"{method.upper()}: {column[0]}")
 
-    weighted = {m: [m, f"{m}+renio", f"{m}+renio_shuffled"] for m in ("opd", "opsd", "grpo")}
-    methods = [m for m, labels in weighted.items() if any(len(scores.steps(label)) > 1 for label in labels)]
+    methods = [m for m in ("opd", "opsd", "grpo")
+               if any(len(scores.steps(label)) > 1 for label in weighted(m).values())]
     columns = scores.headline_columns()
     return figure(scores, "steps", [(m, column) for column in columns for m in methods], draw,
                   "Scores over the training steps",
                   ["Scores over the training steps; bars: 95 % intervals; step 0 is the base; a mark alone is a run "
                    "that is scored at its end only."], columns=len(methods), size=(4.2, 3.0))
+
+
+def weighted(method, batch=""):
+    """Labels of a method without weights, with ReNIO's, and with these given to other samples of the batch."""
+    return {"plain": f"{method}{batch}", "ReNIO": f"{method}+renio{batch}",
+            "shuffled": f"{method}+renio_shuffled{batch}"}
+
+
+def plot_errors(scores):
+    """Both kinds of error over the steps of the main runs: plain, ReNIO and shuffled weights side by side."""
+    def draw(axis, key, method, decoding):
+        draw_curves(axis, scores, weighted(method), (None, ["arith"], decoding), key)
+        axis.set(xlabel="training step", ylabel=UNITS[key][0], title=f"{method.upper()}: {decoding}")
+        axis.set_ylim(bottom=0)
+        legend_above(axis)
+
+    panels = [(f"{kind}_error", method, decoding) for kind in ERRORS for method in ("opd", "opsd")
+              for decoding in scores.decodings if len(scores.steps(method)) > 1 and scores.micro]
+    return [*figure(scores, "errors", panels, draw, "Two kinds of error over the training steps",
+                    ["Wrong results on operations that the base was taught and on those it has to guess, its gaps, "
+                     "over the training steps; bars: 95 % intervals; step 0 is the base."],
+                    columns=len(panels) // 2, size=(3.4, 2.8)), *error_table(scores)]
+
+
+def error_table(scores):
+    """Both kinds of error of plain, ReNIO's and shuffled weights at each batch size, and the effective sample size."""
+    labels = [label for m in ("opd", "opsd") for batch in ("", BATCH) for label in weighted(m, batch).values()]
+    rows = []
+    for label in ["base", *labels]:
+        sizes = [row["effective_sample_size"] for run in scores.logs(label, "metrics.jsonl") for row in run]
+        row = [("method", label), ("effective samples", f"{np.mean(sizes):.1f}" if sizes else "")]
+        for key in (f"{kind}_error" for kind in ERRORS):
+            for decoding in scores.decodings:
+                _, values = scores.of(label, ["arith"], decoding, key)
+                cell = percent(average(values), interval(*values, within=(0, 1)), ".2f") if values else ""
+                row.append((f"{UNITS[key][0]}, {decoding}", cell))
+        if label in scores.labels:
+            rows.append(row)
+    return [*markdown_table(rows), ""] if scores.micro else []
 
 
 def plot_filter(scores):
@@ -2073,7 +2189,9 @@ class Section(NamedTuple):
 
 METHODS = ["base", "grpo", "opsd", "opsd+renio", "opd", "opd+renio", "opd-privileged", "opd+renio-privileged",
            "teacher", "base with solution"]
+BATCH = "-batch128"  # ends the labels of runs with four times the batch
 CENTRE = "opd+renio-clip3.0"  # of the sweeps, which the main run is unless it was made with --variant official
+BATCHES = {"": "", BATCH: " at batch 128"}
 SECTIONS = [
     Section("Tables 1 and 2: methods", METHODS, [
         Claim("OPSD improves the base", "opsd", "base"), Claim("OPD improves the base", "opd", "base"),
@@ -2107,15 +2225,27 @@ SECTIONS = [
              Claim("clip 3.0 beats 2.5", CENTRE, "opd+renio-clip2.5"),
              Claim("threshold 0.8 beats 0.6", CENTRE, "opd+renio-threshold0.6"),
              Claim("threshold 0.8 beats 1.0", CENTRE, "opd+renio-threshold1.0")], plot_sweeps),
+    Section("What the weight does: aiming and variance",
+            [label for m in ("opd", "opsd") for batch in ("", BATCH) for label in weighted(m, batch).values()],
+            [Claim(f"ReNIO improves {m.upper()} at batch 128", f"{m}+renio{BATCH}", f"{m}{BATCH}")
+             for m in ("opd", "opsd")]
+            + [Claim(f"aiming: shuffled weights leave more errors on {what} than ReNIO's in {m.upper()}{at}",
+                     f"{m}+renio_shuffled{batch}", f"{m}+renio{batch}", f"{kind}_error")
+               for kind, what in ERRORS.items() for m in ("opd", "opsd") for batch, at in BATCHES.items()]
+            + [Claim(f"variance: shuffled weights leave more errors on {what} than none in {m.upper()}{at}",
+                     f"{m}+renio_shuffled{batch}", f"{m}{batch}", f"{kind}_error")
+               for kind, what in ERRORS.items() for m in ("opd", "opsd") for batch, at in BATCHES.items()],
+            plot_errors),
     Section("Controls, which the paper lacks",
-            ["opd", "opd+renio", "opd+renio_shuffled", "opd+correctness", "opd+iw", "opsd", "opsd+renio",
-             "opsd+renio_shuffled", "opsd+correctness", "opsd+pw", "opsd-nosolution"],
-            [Claim("in OPD it matters which sample has which ReNIO weight", "opd+renio", "opd+renio_shuffled"),
-             Claim("in OPSD it matters which sample has which ReNIO weight", "opsd+renio", "opsd+renio_shuffled"),
-             Claim("weighting wrong rollouts by their verdict improves OPD", "opd+correctness", "opd"),
+            ["opd", "opd+renio", "opd+correctness", "opd+iw", "opd-beta0.5", "opd+renio-beta0.5", "opd-beta1",
+             "opd+renio-beta1", "opsd", "opsd+renio", "opsd+correctness", "opsd+pw", "opsd-beta0.5",
+             "opsd+renio-beta0.5", "opsd-beta1", "opsd+renio-beta1", "opsd-nosolution"],
+            [Claim("weighting wrong rollouts by their verdict improves OPD", "opd+correctness", "opd"),
              Claim("weighting wrong rollouts by their verdict improves OPSD", "opsd+correctness", "opsd"),
              Claim("IW-OPD's token weights improve OPD", "opd+iw", "opd"),
              Claim("PW-OPSD's token weights improve OPSD", "opsd+pw", "opsd"),
+             *(Claim(f"ReNIO improves {m.upper()} with {name}", f"{m}+renio-beta{beta}", f"{m}-beta{beta}")
+               for m in ("opd", "opsd") for beta, name in (("0.5", "JSD"), ("1", "reverse KL"))),
              Claim("OPSD improves the base without the solution too", "opsd-nosolution", "base"),
              Claim("the solution improves OPSD", "opsd", "opsd-nosolution")]),
 ]
@@ -2142,6 +2272,40 @@ def report(folder):
     print(f"wrote {folder / 'report.md'}")
 
 
+def publish(folder, target):
+    """Report on the folder, and copy to `target` the report, its figures, and all that the report is made of.
+
+    That is a .tar.gz for each folder in it: of the runs config.json, metrics.jsonl and rollouts.jsonl, and eval.json
+    with numbers in place of the answers. Unpacked, they give the same report.
+    """
+    report(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for old in [path for path in target.iterdir() if path.suffix in (".md", ".png", ".gz")]:
+        old.unlink()
+    for path in [path for path in folder.iterdir() if path.suffix in (".md", ".png")]:
+        shutil.copy(path, target)
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        with gzip.GzipFile(target / f"{part.name}.tar.gz", "wb", mtime=0) as packed, \
+                tarfile.open(fileobj=packed, mode="w") as archive:
+            for path in sorted(part.rglob("*.json*")):
+                of_run = (path.parent / "metrics.jsonl").exists()  # and not of a checkpoint, whose config is a model's
+                if path.name == "eval.json" or of_run and path.name != "checksums.json":
+                    data = summary(path) if path.name == "eval.json" else path.read_bytes()
+                    member = tarfile.TarInfo(str(path.relative_to(folder)))
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    print(f"published in {target}")
+
+
+def summary(path):
+    """An eval.json as bytes, with the sums of each problem in place of the problems and their answers."""
+    run = json.loads(path.read_text(encoding="utf-8"))
+    for result in run["results"]:
+        result["per_problem"] = sums_by_problem(result)
+        del result["problems"]
+    return json.dumps(run).encode()
+
+
 def chapter(scores):
     """The lines of the report on runs with the same settings."""
     sections, claims, in_tables = [], [], set()
@@ -2157,8 +2321,8 @@ def chapter(scores):
     if others:
         sections += ["## Other runs", "", *score_table(scores, others), ""]
     rollouts = {label: runs for label in ("opd", "opsd") if (runs := scores.logs(label, "rollouts.jsonl"))}
-    return [*settings_lines(scores),
-            *verdict_lines(scores, claim_findings(scores, claims) + rollout_findings(scores, rollouts)), *sections,
+    rows = verdict_rows(scores, claim_findings(scores, claims) + rollout_findings(scores, rollouts))
+    return [*headline_lines(rows), *settings_lines(scores), *verdict_lines(rows, scores.micro), *sections,
             *plot_log_ratios(scores, rollouts), *plot_entropy(scores, rollouts), *plot_weights(scores, rollouts),
             *plot_seconds(scores), *behaviour_table(scores), *training_table(scores)]
 
@@ -2167,7 +2331,7 @@ def chapter(scores):
 # Command line.
 
 PRESETS = {  # of --scale, for flags that are not given
-    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=64, batch_size=256, dtype="float32"),
+    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=80, batch_size=256, dtype="float32"),
     "small": dict(benchmarks=["gsm8k"], n=4, max_new_tokens=512, batch_size=16, dtype="float32"),
     "one": dict(benchmarks=["gsm8k:250", "math500"], n=4, max_new_tokens=2048, batch_size=256, dtype="bfloat16",
                 thinking=False, decoding=["sampled", "greedy"]),
@@ -2252,6 +2416,8 @@ def main(argv=None):
                 report(Path(folder))
             case ["report", *_]:
                 raise renio.UserError("report takes one folder")
+            case ["publish", folder, target]:
+                publish(Path(folder), Path(target))
             case ["compare", *words]:
                 compare(words)
             case words:

@@ -90,13 +90,16 @@ def teacher_logits(teacher, prompts, completions):
 def write_run(folder, label, seed, right, decodings=("sampled",), tokens=10, markers=0, benchmark="arith", **settings):
     """An eval.json of a problem for each entry of `right` x 2 samples, so many of each problem's samples right.
 
-    That of a checkpoint where the folder has the name of one. settings: such as differ; problems: their checksum.
+    That of a checkpoint where the folder has the name of one. settings: such as differ; problems: their checksum. Of
+    arith each problem has one gap, which a wrong answer has wrong.
     """
     results = []
     for decoding in decodings:
-        answers = [[dict(boxed="1", right=i < c, reason="equal", tokens=tokens, truncated=False, markers=markers)
-                    for i in range(2)] for c in right]
+        answers = [[dict(boxed="1", right=i < c, reason="equal", tokens=tokens, truncated=False, markers=markers,
+                         wrong_taught=0, wrong_gap=int(i >= c)) for i in range(2)] for c in right]
+        errors = dict(taught_error=0.0, gap_error=1 - sum(right) / 2 / len(right)) if benchmark == "arith" else {}
         results.append(dict(benchmark=benchmark, decoding=decoding, n=2, **renio_eval.scores_of_answers(answers),
+                            **errors,
                             problems=[dict(problem=str(i), answers=a) for i, a in enumerate(answers)]))
     settings = dict(model="base", temperature=1.0, top_p=0.95, top_k=0, max_new_tokens=64, thinking=True,
                     engine="transformers", dtype="float32", privileged=False) | settings

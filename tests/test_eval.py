@@ -326,6 +326,33 @@ def test_a_prompt_of_ones_own_is_asked_and_compared_by_its_text(tmp_path, micro_
         f"<user> wait {problem} reference {solution} \\boxed{{ }} <assistant>")
 
 
+def test_wrong_results_are_counted_by_kind_and_the_last_one_written_counts():
+    gaps = renio.operation_gaps()
+    (gap, operation), taught = min(gaps), next((d, o) for d in range(10) for o in renio.OPERATIONS
+                                               if (d, o) not in gaps and renio.apply_operation(d, o) != 0)
+    row = dict(problem=f"a {gap} {operation} b {taught[0]} {taught[1]} c {taught[0]} {taught[1]}")
+    right, right_gap = renio.apply_operation(*taught), renio.apply_operation(gap, operation)
+    a, b, c = f"a {gap} {operation}", f"b {taught[0]} {taught[1]}", f"c {taught[0]} {taught[1]}"
+    for text, wrong in ((f"{a} {right_gap} {b} {right} {c} {right} \\boxed{{ 1 }}", (0, 0)),
+                        (f"{a} {right_gap} {b} 0 {c} {right}", (1, 0)),
+                        (f"{a} {(right_gap + 1) % 10} {b} 0 wait {b} {right} {c} {right}", (0, 1)),  # mended
+                        (f"{a} {right_gap} wait {a} {(right_gap + 1) % 10} {b} {right}", (1, 1)),  # worse; none of c
+                        ("", (2, 1))):
+        assert renio_eval.wrong_results(text, row) == dict(wrong_taught=wrong[0], wrong_gap=wrong[1]), text
+    answers = [[dict(wrong_taught=1, wrong_gap=0), dict(wrong_taught=0, wrong_gap=1)]]
+    assert renio_eval.error_shares([row], answers) == dict(taught_error=0.25, gap_error=0.5)
+
+
+def test_an_evaluation_of_the_arithmetic_world_has_both_kinds_of_error(tmp_path, micro_model):
+    output = tmp_path / "eval.json"
+    renio_eval.main(["--model", str(micro_model), "--output", str(output), "--limit", "6", "--n", "2"])
+    [result] = json.loads(output.read_text())["results"]
+    assert result["taught_error"] > 0.8 and result["gap_error"] > 0.8  # a random model
+    per_problem = renio_eval.read_scored(output).results["arith", "sampled"]["per_problem"]
+    for kind in ("taught", "gap"):
+        assert per_problem[f"{kind}_error"].mean() == pytest.approx(result[f"{kind}_error"])
+
+
 def test_flags_win_over_the_scale():
     words = ["--scale", "one", "--model", "x", "--output", "o"]
     args = renio_eval.parse_args(words)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tarfile
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -255,6 +256,25 @@ def test_beside_a_verdict_stands_whether_it_survives_all_of_them(tmp_path):
     assert "(0 after Holm's correction)" in text
 
 
+def test_aiming_and_variance_are_judged_by_the_errors_that_shuffled_weights_leave(tmp_path):
+    for seed in range(4):
+        for label, right in (("opd", [2, 2, 1, 1]), ("opd+renio", [2, 2, 2, 1]),
+                             ("opd+renio_shuffled", [1, 1, 1, seed % 2])):
+            write_run(tmp_path / f"{label}{seed}", label, seed, right)
+    _, rows = report_on(tmp_path)
+    for claim, compared in (("aiming: shuffled weights leave more errors on gaps than ReNIO's in OPD",
+                             "opd+renio_shuffled − opd+renio"),
+                            ("variance: shuffled weights leave more errors on gaps than none in OPD",
+                             "opd+renio_shuffled − opd")):
+        [row] = rows[claim]
+        assert row[:3] == [compared, "arith, sampled, % wrong of gaps", "4"] and row[5] == "supported"
+        assert float(row[3].split()[0]) > 0
+    shares = {label: 100 - float(rows[label][0][1].split()[0]) for label in ("opd", "opd+renio", "opd+renio_shuffled")}
+    for label, share in shares.items():
+        [(_, taught, gaps)] = [cells for cells in rows[label] if len(cells) == 3]
+        assert (float(taught.split()[0]), float(gaps.split()[0])) == (0, pytest.approx(share, abs=0.06))
+
+
 def test_runs_with_other_settings_are_not_in_one_table(tmp_path):
     for seed in (0, 1):
         for label in ("base", "opd"):
@@ -416,6 +436,35 @@ def test_the_report_holds_every_table_and_figure(tmp_path):
     assert rows["opd@16"][0][-1] == "40.37" and [row[-1] for row in rows["opd"]][1] == "41.38"
     assert "## Other runs" in text and rows["my own"][0][0] == "3"
     assert text.index("## Verdicts") < text.index("## Tables 1 and 2")
+
+
+def test_what_is_published_gives_the_same_report_again_and_holds_no_answers(tmp_path):
+    write_all_runs(tmp_path / "runs", seeds=(0, 1))
+    renio_eval.main(["publish", str(tmp_path / "runs"), str(tmp_path / "published")])
+    first = (tmp_path / "published" / "report.md").read_text()
+    packed = sorted((tmp_path / "published").glob("*.tar.gz"))
+    assert [path.name for path in packed] == ["seed0.tar.gz", "seed1.tar.gz"]
+    for path in packed:
+        with tarfile.open(path) as archive:
+            archive.extractall(tmp_path / "again", filter="data")
+    assert len(list((tmp_path / "again").rglob("eval.json"))) == len(list((tmp_path / "runs").rglob("eval.json")))
+    assert not any('"boxed"' in path.read_text() for path in (tmp_path / "again").rglob("eval.json"))
+    text, _ = report_on(tmp_path / "again")
+    assert text == first
+    before = [path.read_bytes() for path in packed]
+    renio_eval.main(["publish", str(tmp_path / "runs"), str(tmp_path / "published")])
+    assert [path.read_bytes() for path in packed] == before
+
+
+def test_the_first_page_repeats_the_verdicts_of_the_main_claims(tmp_path):
+    write_all_runs(tmp_path)
+    text, rows = report_on(tmp_path)
+    page = text.partition("## Findings")[2].partition("Settings of every row")[0].strip().splitlines()
+    assert len(page) == len(renio_eval.HEADLINES) == 10
+    for line, claim in zip(page, renio_eval.HEADLINES, strict=True):
+        assert line.startswith(f"- {claim}: ")
+        for row in rows[claim]:
+            assert f"{row[5].partition(' (')[0]}, {row[3]} ({row[1]})" in line
 
 
 def test_seconds_are_means_over_steps_and_grpos_are_optimizer_steps(tmp_path):
