@@ -175,14 +175,13 @@ class Config:
 
 
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
-             prefix_tokens=40, temperature=1.0, micro_batch_size=32, learning_rate=3e-4, max_steps=50,
-             max_prompt_tokens=256, save_steps=10)
+             prefix_tokens=72, temperature=1.0, micro_batch_size=8, learning_rate=2e-4, warmup_steps=5, max_steps=50,
+             schedule_steps=50, max_prompt_tokens=256, save_steps=10)
 ONE = dict(max_prompt_tokens=2048, micro_batch_size=8, vllm_memory=0.4, vllm_sleep=True)  # so that 24 GB suffice
 SCALES = {  # what differs from the paper's settings, the defaults above
-    "micro": {"sft": MICRO | dict(learning_rate=1e-3, max_steps=1000, schedule_steps=1000, warmup_steps=50,
-                                  save_steps=200, max_grad_norm=1.0, token_reduction="mean"),
-              # its few prompts a batch make noisy updates: 3e-4 takes the student's answers apart
-              "grpo": MICRO | dict(learning_rate=1e-4, token_reduction="mean"), "opd": MICRO, "opsd": MICRO},
+    "micro": {"sft": MICRO | dict(learning_rate=2e-3, batch_size=16, max_steps=1800, schedule_steps=1800,
+                                  warmup_steps=50, save_steps=600, max_grad_norm=1.0, token_reduction="mean"),
+              "grpo": MICRO | dict(token_reduction="mean"), "opd": MICRO, "opsd": MICRO},
     "small": dict.fromkeys(("sft", "grpo", "opd", "opsd"), dict(
         model="HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32", batch_size=8, learning_rate=1e-5,
         gradient_checkpointing=False, prefix_tokens=256)),
@@ -669,6 +668,17 @@ def distillation_step(student, teacher, rollouts, config, devices, watch, seed=0
     return total, records
 
 
+def by_length(rollouts, config):
+    """The rollouts in the order of their lengths, since a micro-batch pays for its longest.
+
+    As they were drawn in grpo, whose groups stand together, and under --variant official, where the micro-batch is what
+    the weight is normalized over.
+    """
+    if config.method == "grpo" or config.variant == "official":
+        return rollouts
+    return sorted(rollouts, key=lambda rollout: len(rollout.example.student_prompt) + len(rollout.completion))
+
+
 def micro_batches(rollouts, config):
     return [rollouts[i : i + config.micro_batch_size] for i in range(0, len(rollouts), config.micro_batch_size)]
 
@@ -825,6 +835,7 @@ def train(config, devices, draw=draw_rollouts, draws=1):
             else:
                 with sampler.of_present_student(watch):
                     rollouts, drawn = draw(sampler, examples, step, config, devices)
+            rollouts = by_length(rollouts, config)
             # gradients and update; in GRPO several on the same rollouts
             set_learning_rate(optimizer, step, config)
             old_logprobs = []
@@ -1244,14 +1255,14 @@ def parse_json(text, source, first_line=1):
 #   solution   a 3 +8 1 b 7 -5 2 c 2 *9 8 d 6 *4 4 \boxed{ 1 2 8 4 }
 #
 # The solution repeats each operation before its result, which makes a result a look-up in a table of 10 digits x 27
-# operations. A model trained without part of that table (`gaps`) has something real to learn from a teacher that
-# knows it, and is wrong under greedy decoding too, where a merely noisy model would be right. The operations do not
-# build on each other: if they did, the reference solution would say nothing about how to go on after a wrong result,
-# and a teacher that reads it would teach noise on every token behind the student's first mistake.
+# operations. A model that was taught to guess part of that table (its `gaps`) has something real to learn from a teacher
+# that knows it, and is wrong under greedy decoding too, where a merely noisy model would be right. The operations do
+# not build on each other: if they did, the reference solution would say nothing about how to go on after a wrong
+# result, and a teacher that reads it would teach noise on every token behind the student's first mistake.
 
 STEP_NAMES = "abcdefghij"
 OPERATIONS = [f"{sign}{digit}" for sign in "+-*" for digit in range(1, 10)]
-STEPS = (4, 6)  # fewest and most operations of a problem
+STEPS = (3, 10)  # fewest and most operations of a problem
 
 
 def apply_operation(value, operation):
@@ -1261,47 +1272,46 @@ def apply_operation(value, operation):
 
 
 def operation_gaps(share=0.2):
-    """The (digit, operation) pairs that a model trained with gaps never sees: the same set on every call."""
+    """The (digit, operation) pairs whose results a model trained with gaps has to guess: the same on every call."""
     pairs = [(value, operation) for value in range(10) for operation in OPERATIONS]
-    return set(random.Random("gaps").sample(pairs, round(share * len(pairs))))
+    return random.Random("gaps").sample(pairs, round(share * len(pairs)))
 
 
-def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015, rechecks=0.05):
+def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015, rechecks=0.05, doubted=0.3):
     """n problems of the arithmetic world, as dicts of problem, solution, answer and demonstration.
 
     split: "train" or "test"; rows of the two come from disjoint seeds.
-    gaps: no problem needs a pair of `operation_gaps`.
     invented: results are random digits, so that a row can be solved only by reading its reference solution.
-    slips, rechecks: the demonstration, which a model is trained to write, has a wrong result in the share `slips` of
-        its steps, half of which are noticed ("wait") and redone, while the others end up in its answer; and the share
-        `rechecks` of right results is checked again in the same words, so that "wait" does not always mean an error.
+    The demonstration, which a model is trained to write, has steps that are checked again ("wait") in the same words:
+    the share `rechecks` of right results and half of the wrong ones, which are the share `slips`. The second result is
+    right; where there is none, the first ends up in the answer.
+    gaps: the results of `operation_gaps` are random digits, which a model learns to guess. The share `doubted` of them
+        is checked again, and of every other gap that result is right: a re-check can mend an answer, or not.
     """
     rng = random.Random(f"arith {split} {seed}")
-    unknown = operation_gaps() if gaps else set()
+    guessed = operation_gaps() if gaps else []
+    unknown = guessed[::2]
     rows = []
     for _ in range(n):
         problem, solution, demonstration, results, written = [], [], [], [], []
         for name in STEP_NAMES[: rng.randint(*STEPS)]:
-            value = rng.randrange(10)
-            operation = rng.choice([o for o in OPERATIONS if (value, o) not in unknown])
+            value, operation = rng.randrange(10), rng.choice(OPERATIONS)
             result = rng.randrange(10) if invented else apply_operation(value, operation)
             step = [name, str(value), operation]
             problem += step
             solution += [*step, str(result)]
             results.append(str(result))
-            written.append(str(result))
-            draw = rng.random()
-            if draw < slips:
-                wrong = str((result + rng.randint(1, 9)) % 10)
-                demonstration += [*step, wrong]
-                if draw < slips / 2:
-                    demonstration += ["wait", *step, str(result)]
-                else:
-                    written[-1] = wrong
+            if (value, operation) in guessed:
+                last, again = rng.randrange(10), doubted
+            elif rng.random() < slips:
+                last, again = (result + rng.randint(1, 9)) % 10, 0.5
             else:
-                demonstration += [*step, str(result)]
-                if draw < slips + rechecks:
-                    demonstration += ["wait", *step, str(result)]
+                last, again = result, rechecks
+            demonstration += [*step, str(last)]
+            if rng.random() < again:
+                last = rng.randrange(10) if (value, operation) in unknown else result
+                demonstration += ["wait", *step, str(last)]
+            written.append(str(last))
         rows.append(dict(problem=" ".join(problem), solution=" ".join([*solution, "\\boxed{", *results, "}"]),
                          answer="".join(results),
                          demonstration=" ".join([*demonstration, "\\boxed{", *written, "}"])))
@@ -1529,6 +1539,8 @@ def init_model(name, tokenizer, seed):
     return Qwen3ForCausalLM(Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=3 * hidden_size, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=4, head_dim=hidden_size // 4, max_position_embeddings=512,
+        # the defaults, made for wide models and long texts, take more than twice as many steps
+        initializer_range=0.05, rope_parameters=dict(rope_type="default", rope_theta=100.0),
         tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 

@@ -38,7 +38,7 @@ cd "$(dirname "$0")"
 read -r -d '' RUNS <<'END' || true
 # name                 scales      kind    flags
 base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.4
-teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 800 --schedule_steps 800
+teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 1200 --schedule_steps 1200
 base                   all         eval    --model {student}
 base-with-solution     micro,small eval    --model {student} --privileged
 teacher                all         eval    --model {teacher}
@@ -95,11 +95,27 @@ opd+renio-threshold1.0 all         train   --method opd --teacher {teacher} --we
 
 opd+renio_shuffled     all         curve   --method opd --teacher {teacher} --weighting renio_shuffled
 opsd+renio_shuffled    all         curve   --method opsd --weighting renio_shuffled
+opd-batch128           all         train   --method opd --teacher {teacher} --batch_size 128
+opd+renio-batch128     all         train   --method opd --teacher {teacher} --batch_size 128 --weighting renio
+opd+renio_shuffled-batch128 all    train   --method opd --teacher {teacher} --batch_size 128 --weighting renio_shuffled
+opsd-batch128          all         train   --method opsd --batch_size 128
+opsd+renio-batch128    all         train   --method opsd --batch_size 128 --weighting renio
+opsd+renio_shuffled-batch128 all   train   --method opsd --batch_size 128 --weighting renio_shuffled
+
+opd-beta0.5            all         train   --method opd --teacher {teacher} --beta 0.5
+opd+renio-beta0.5      all         train   --method opd --teacher {teacher} --beta 0.5 --weighting renio
+opd-beta1              all         train   --method opd --teacher {teacher} --beta 1
+opd+renio-beta1        all         train   --method opd --teacher {teacher} --beta 1 --weighting renio
+opsd-beta0.5           all         train   --method opsd --beta 0.5
+opsd+renio-beta0.5     all         train   --method opsd --beta 0.5 --weighting renio
+opsd-beta1             all         train   --method opsd --beta 1
+opsd+renio-beta1       all         train   --method opsd --beta 1 --weighting renio
 opd+correctness        all         train   --method opd --teacher {teacher} --weighting correctness
 opsd+correctness       all         train   --method opsd --weighting correctness
 opd+iw                 all         train   --method opd --teacher {teacher} --weighting iw
 opsd+pw                all         train   --method opsd --weighting pw
 opsd-nosolution        one,paper   train   --method opsd --privileged False
+opsd-nosolution        micro       train   --method opsd --privileged False --teacher_thinking False
 END
 
 # --- the targets ------------------------------------------------------------------------------------------------------
@@ -127,10 +143,13 @@ figure4   8   9  80GB  seconds a step: table3 grpo
 figure5   6   3  80GB  weight against the teacher's entropy; weight of right and wrong rollouts: pairs
 figure6   8   6  80GB  sweeps of clip and threshold, through 3.0 and 0.8: pairs opd+renio-clip2.0 \
                        opd+renio-clip2.5 opd+renio-clip3.0 opd+renio-threshold0.6 opd+renio-threshold1.0
-controls  8   7  80GB  shuffled weights, the oracle, IW-OPD, PW-OPSD, OPSD without the solution: \
-                       pairs opd+renio_shuffled opsd+renio_shuffled opd+correctness opsd+correctness opd+iw opsd+pw \
-                       opsd-nosolution
-all      25  57  80GB  everything, shared runs once: table1 table2 table3 table4 table8 figure1 figure6 controls
+batch     8  20  80GB  what the weight does, by shuffled weights, at batches of 32 and 128: \
+                       pairs opd+renio_shuffled opsd+renio_shuffled opd-batch128 opd+renio-batch128 \
+                       opd+renio_shuffled-batch128 opsd-batch128 opsd+renio-batch128 opsd+renio_shuffled-batch128
+controls  8   7  80GB  the oracle, IW-OPD, PW-OPSD, JSD and reverse KL, OPSD without the solution: \
+                       pairs opd+correctness opsd+correctness opd+iw opsd+pw opd-beta0.5 opd+renio-beta0.5 opd-beta1 \
+                       opd+renio-beta1 opsd-beta0.5 opsd+renio-beta0.5 opsd-beta1 opsd+renio-beta1 opsd-nosolution
+all      25  57  80GB  everything, shared runs once: table1 table2 table3 table4 table8 figure1 figure6 batch controls
 END
 
 # --- settings by student and by scale ---------------------------------------------------------------------------------
