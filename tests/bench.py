@@ -6,6 +6,8 @@
     python tests/bench.py devices              # one process against two, and against two with --fsdp, a thread each
     python tests/bench.py sample --model DIR   # our sampling loop against transformers' generate
     python tests/bench.py import               # importing renio against importing torch and transformers
+    python tests/bench.py gpu                  # the paper's sizes on one GPU: see bench_gpu.py
+    python tests/bench.py roofline             # the paper's step, counted on paper: see roofline.py
 """
 
 import argparse
@@ -244,6 +246,14 @@ def main():
     if sys.argv[1:2] == ["one_loss"]:
         kind, n, width, beta, clip, head, threads, repeats = sys.argv[2:]
         return one_loss(kind, int(n), int(width), float(beta), float(clip), head == "1", int(threads), int(repeats))
+    if sys.argv[1:2] == ["gpu"]:
+        import bench_gpu
+
+        return bench_gpu.main(sys.argv[2:])
+    if sys.argv[1:2] == ["roofline"]:
+        import roofline
+
+        return print(roofline.table())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["loss", "step", "devices", "sample", "import"])
     parser.add_argument("--model", default="init:micro")
