@@ -1,6 +1,6 @@
 """ReNIO: on-policy distillation that weights each rollout by how over-confident the student was in it.
 
-    python renio.py --method sft --model init:micro --dataset arith-gaps --privileged_share 0.4 --output_dir runs/base
+    python renio.py --method sft --model init:micro --dataset arith-gaps --privileged_share 0.5 --output_dir runs/base
     python renio.py --method opsd --weighting renio --model runs/base/final --output_dir runs/opsd+renio
     python renio.py --method opd --weighting renio --model runs/base/final --teacher runs/teacher/final \\
         --output_dir runs/opd+renio

@@ -37,7 +37,7 @@ cd "$(dirname "$0")"
 # A name with code- has code in place of math. For what stands in braces see the settings.
 read -r -d '' RUNS <<'END' || true
 # name                 scales      kind    flags
-base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.4
+base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.5
 teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 1200 --schedule_steps 1200
 base                   all         eval    --model {student}
 base-with-solution     micro,small eval    --model {student} --privileged
