@@ -2,24 +2,27 @@
 
     python filter_experiments.py --arm incorrect --method opd --model runs/base/final --teacher runs/teacher/final \\
         --output_dir runs/opd-incorrect
-    torchrun --nproc_per_node 3 filter_experiments.py --design matched --method opd --model runs/base/final \\
-        --teacher runs/teacher/final --output_dir runs/opd-matched
+    python filter_experiments.py --design matched --method opd --model runs/base/final --teacher runs/teacher/final \\
+        --output_dir runs/opd-matched
     bash run_all.sh figure1        # the arms of OPD and OPSD, scored and reported
 
-Three arms train on the rollouts of their own current student: `correct`, `incorrect`, and `unfiltered`, which takes
-them without regard to correctness. All arms train on the same number of rollouts and updates. Two designs:
+Arms train on the rollouts of their own current student: `correct`, `incorrect`, and `unfiltered`, which takes them
+without regard to correctness. All arms train on the same number of rollouts and updates. Three designs:
 
-free      the paper's. An update takes rollouts, a problem each, until its batch is full of rollouts of the arm. So the
-          correct arm also trains on easier problems than the incorrect one.
-matched   the control that the paper lacks. The arms train side by side, a process each. Each problem is sampled until
-          it has a right and a wrong rollout from each of the three students, and every arm trains on these problems:
-          what differs is correctness alone. Writes an output folder an arm.
+free      the paper's, one arm a run. A problem is sampled once and taken if its rollout is of the arm. So the correct
+          arm also trains on easier problems than the incorrect one, and never on those that its student can't solve.
+matched   a control that the paper lacks. The arms train side by side on the same problems, for each of which each of
+          the three students has given a right and a wrong rollout: what differs is correctness alone.
+hard      another one. The incorrect and the unfiltered arm train on the same problems, solvable or not: both students
+          have given a wrong rollout. In free only the incorrect arm prefers those never solved; matched has none.
 
-A rollout is correct where its last box equals the answer. One that was cut before it gave an answer is neither: it is
+Problems are found round by round (`find_problems`). Each arm trains on its student's first rollout of its kind. A
+rollout is correct where its last box equals the answer. One that was cut before it gave an answer is neither: it is
 left out of every arm and counted, so prefix_tokens must hold whole solutions. One that ends without a box is incorrect,
-as it is in the evaluation. Everything else is renio.py's.
+as it is in the evaluation. Everything else is renio.py's. matched and hard write an output folder an arm.
 """
 
+import contextlib
 import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -28,135 +31,201 @@ from typing import Literal
 
 from renio import (
     Config,
-    Devices,
+    Run,
+    StopSignal,
+    Stopwatch,
     UserError,
+    check_split,
     checkpoints,
     flag,
     main,
     need,
     newest_checkpoint,
+    only_run_in,
     rollout_seed,
     step_of,
-    train,
 )
 
-ARMS = ("correct", "incorrect", "unfiltered")
+ARMS = ("correct", "incorrect", "unfiltered")  # and the kinds of rollouts
+DESIGNS = {  # of --design -> its arms, and the kinds of rollouts that a problem needs from the student of each
+    "matched": (ARMS, ("correct", "incorrect")),
+    "hard": (("incorrect", "unfiltered"), ("incorrect",)),
+}
 
 
 @dataclass
 class FilterConfig(Config):
     """The flags of renio.py and those of the study."""
 
-    design: Literal["free", "matched"] = flag("free", "each arm on its own problems, or all on the same ones")
-    arm: Literal["correct", "incorrect", "unfiltered"] = flag("unfiltered", "which rollouts to train on; matched: all")
-    max_draws: int = flag(16, "free: rollouts at most for each that an update takes; matched: for each problem", low=1)
-    max_problems: int = flag(8, "matched: problems tried at most for each one that an update takes", low=1)
+    design: Literal["free", "matched", "hard"] = flag("free", "each arm on its own problems, or all on the same ones")
+    arm: Literal["correct", "incorrect", "unfiltered"] = flag("unfiltered", "free: which rollouts to train on")
+    max_draws: int = flag(16, "matched, hard: rollouts of a problem at most from each student", low=1)
+    max_problems: int = flag(16, "problems tried at most for each one that an update takes", low=1)
 
     @property
-    def shares_devices(self):
-        return self.design == "matched"
+    def students(self):
+        return len(arms_of(self))
 
 
-def belongs(right, arm):
-    """Whether an arm trains on a rollout that is right, wrong (False) or can't be graded (None)."""
-    return right is not None and arm in ("unfiltered", "correct" if right else "incorrect")
+def arms_of(config):
+    return (config.arm,) if config.design == "free" else DESIGNS[config.design][0]
 
 
-def draw_metrics(counts):
-    return dict(drawn=counts.total(), drawn_right=counts[True], drawn_ungradable=counts[None])
+def kinds_of(config):
+    """The kinds of rollouts that a problem needs from the student of each arm."""
+    return (config.arm,) if config.design == "free" else DESIGNS[config.design][1]
 
 
-def described(counts):
-    return (f"{counts.total()} draws ({counts[True]} correct, {counts[False]} incorrect, {counts[None]} cut before an "
-            "answer)")
+def belongs(right, kind):
+    """Whether a rollout that is right, wrong (False) or can't be graded (None) is of a kind."""
+    return right is not None and kind in ("unfiltered", "correct" if right else "incorrect")
 
 
-def draw_free(sampler, examples, step, config, devices):
-    """This rank's rollouts of update `step` that belong to the arm, and how many were drawn, right and ungradable.
+class Candidate:
+    """A problem that an update may take, with what the arms' students have drawn for it so far."""
+
+    def __init__(self, number, config):
+        self.number, self.kinds = number, kinds_of(config)  # number: of its example
+        self.max_draws = 1 if config.design == "free" else config.max_draws
+        self.rollouts = {arm: [] for arm in arms_of(config)}  # in drawing order
+
+    def lacks(self, arm):
+        """The kinds of rollouts that it still needs from the student of an arm."""
+        return [kind for kind in self.kinds if not any(belongs(r.right, kind) for r in self.rollouts[arm])]
+
+    def complete(self):
+        return not any(map(self.lacks, self.rollouts))
+
+    def exhausted(self):
+        return any(len(drawn) >= self.max_draws and self.lacks(arm) for arm, drawn in self.rollouts.items())
+
+    def expected_draws(self, arm):
+        """That it takes until the student of an arm has given all kinds, by the share of right rollouts of all so far.
+
+        To these a right and a wrong one are added, so that a new problem counts as one of even chances.
+        """
+        verdicts = [r.right for drawn in self.rollouts.values() for r in drawn if r.right is not None]
+        right = (verdicts.count(True) + 1) / (len(verdicts) + 2)
+        chances = dict(correct=right, incorrect=1 - right, unfiltered=1)
+        lacking = self.lacks(arm)
+        return sum(1 / chances[kind] for kind in lacking) - (len(lacking) == 2)  # the first draw gives one of two
+
+    def draws(self, arm):
+        """How many rollouts of an arm the next round draws: one less than expected, as the next may do with fewer."""
+        expected = round(self.expected_draws(arm))
+        return min(max(1, expected - 1), self.max_draws - len(self.rollouts[arm])) if expected else 0
+
+
+def find_problems(samplers, examples, numbers, needed, config, seed):
+    """Candidates for the problems `numbers`, of which `needed` or more are complete, and how many rounds that took.
+
+    samplers: {arm: RolloutSampler}. A round takes the problems that are expected to need the fewest draws, twice as
+    many as are missing, and each student draws for them what it still lacks. So new problems go before ones whose
+    rollouts have all been alike, and no draw is spent on more of a kind that is there. All arms' rollouts count alike.
+    Raises UserError where too few problems are complete when all have had their draws.
+    """
+    candidates, rounds = [Candidate(number, config) for number in numbers], 0
+    spare = 1 if kinds_of(config) == ("unfiltered",) else 2  # there nearly every rollout will do
+    while (missing := needed - sum(candidate.complete() for candidate in candidates)) > 0:
+        open_ones = [c for c in candidates if not c.complete() and not c.exhausted()]
+        if not open_ones:
+            counts = sum((verdicts_of(candidates, arm) for arm in samplers), Counter())
+            raise UserError(
+                f"{needed - missing} of {needed} problems had {' and '.join(kinds_of(config))} rollouts from each of "
+                f"the students ({', '.join(samplers)}), in {len(candidates)} problems and {counts.total()} draws "
+                f"({counts[True]} correct, {counts[False]} incorrect, {counts[None]} cut before an answer); raise "
+                "--max_draws, --max_problems or --prefix_tokens, or take a data set of another difficulty. The last "
+                "checkpoint is intact")
+        open_ones.sort(key=lambda c: sum(map(c.expected_draws, samplers)))
+        chosen = open_ones[: spare * missing]
+        plan = {arm: [c for c in chosen for _ in range(c.draws(arm))] for arm in samplers}  # before any is drawn
+        for arm, batch in plan.items():
+            if batch:
+                seed += 10**12
+                drawn = samplers[arm]([examples[candidate.number] for candidate in batch], seed)
+                for candidate, rollout in zip(batch, drawn, strict=True):
+                    candidate.rollouts[arm].append(rollout)
+        rounds += 1
+    return candidates, rounds
+
+
+def verdicts_of(candidates, arm):
+    """How many rollouts of an arm were right, wrong and not to be graded (a Counter)."""
+    return Counter(rollout.right for candidate in candidates for rollout in candidate.rollouts[arm])
+
+
+def draw(samplers, examples, step, config, devices):
+    """This rank's rollouts of update `step` for each arm, and what the log tells of the drawing: two dicts by arm.
 
     Problems come from the step's own stretch of the data set, so that a resumed run sees what an uninterrupted one
-    does. Raises UserError where max_draws rollouts for each that is needed do not fill the batch.
-    """
-    needed = config.batch_size // devices.world
-    stretch = config.max_draws * config.batch_size
-    problems = devices.part_of(examples[step * stretch : (step + 1) * stretch])
-    taken, counts = [], Counter()
-    for start in range(0, len(problems), needed):
-        drawn = sampler(problems[start : start + needed], rollout_seed(config, step, devices.rank) + start * 10**9)
-        counts.update(rollout.right for rollout in drawn)
-        taken += [rollout for rollout in drawn if belongs(rollout.right, config.arm)]
-        if len(taken) >= needed:
-            counts = sum(devices.gather([counts]), Counter())
-            return taken[:needed], draw_metrics(counts)
-    raise UserError(
-        f"step {step + 1}: the {config.arm} arm starves: {len(taken)} of {needed} rollouts in {described(counts)}; "
-        "raise --max_draws or --prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
-
-
-def draw_matched(sampler, examples, step, config, arms):
-    """This arm's rollouts of update `step`, on problems for which every arm's student gave a right and a wrong one.
-
-    arms: Devices of the processes, an arm each. The unfiltered arm takes a problem's first rollout with an answer.
-    Raises UserError where max_problems for each that is needed do not fill the batch.
+    does; of those that are complete the first ones are taken.
     """
     stretch = config.max_problems * config.batch_size
-    problems = range(step * stretch, (step + 1) * stretch)  # numbers of the examples
-    block = 3 * config.batch_size  # at once: fewer would mostly not do, and small batches sample slowly
-    taken, counts = {}, Counter()
-    for start in range(0, stretch, block):
-        seed = rollout_seed(config, step, arms.rank) + start * config.max_draws * 10**9
-        found = draw_both_kinds(sampler, examples, problems[start : start + block], seed, config.max_draws, counts)
-        for number in sorted(set.intersection(*arms.gather([set(found)]))):
-            taken[number] = next(rollout for right, rollout in found[number].items() if belongs(right, config.arm))
-        if len(taken) >= config.batch_size:
-            numbers = sorted(taken)[: config.batch_size]
-            return [taken[number] for number in numbers], dict(
-                draw_metrics(counts), tried=min(start + block, stretch), problems=numbers)
-    raise UserError(
-        f"step {step + 1}: {len(taken)} of {config.batch_size} problems had a right and a wrong rollout from every "
-        f"arm, in {stretch} problems and {described(counts)} of the {config.arm} arm; raise --max_draws, "
-        "--max_problems or --prefix_tokens, or take a data set of another difficulty. The last checkpoint is intact")
-
-
-def draw_both_kinds(sampler, examples, problems, seed, max_draws, counts):
-    """The first right and the first wrong rollout of each problem that gets both within max_draws, in drawing order.
-
-    problems: numbers of the examples. Returns {number: {right: rollout}}; adds the verdicts to `counts`.
-    """
-    found, attempts = {number: {} for number in problems}, 0
-    while attempts < max_draws:
-        batch = [number for number, by_verdict in found.items() if len(by_verdict) < 2]
-        if not batch:
-            break
-        repeats = min(max(2, attempts), max_draws - attempts)  # ever more at once: few large batches are faster
-        drawn = sampler([examples[number] for number in batch * repeats], seed + (attempts + 1) * 10**9)
-        attempts += repeats
-        for number, rollout in zip(batch * repeats, drawn, strict=True):
-            counts[rollout.right] += 1
-            if rollout.right is not None:
-                found[number].setdefault(rollout.right, rollout)
-    return {number: by_verdict for number, by_verdict in found.items() if len(by_verdict) == 2}
+    numbers = devices.part_of(range(step * stretch, (step + 1) * stretch))
+    needed = config.batch_size // devices.world
+    try:
+        candidates, rounds = find_problems(samplers, examples, numbers, needed, config,
+                                           rollout_seed(config, step, devices.rank))
+    except UserError as error:
+        raise UserError(f"step {step + 1}: {error}") from None
+    taken = [candidate for candidate in candidates if candidate.complete()][:needed]
+    tried = devices.gather([candidate.number for candidate in candidates if any(candidate.rollouts.values())])
+    common = dict(tried=len(tried), problems=devices.gather([candidate.number for candidate in taken]),
+                  draw_rounds=max(devices.gather([rounds])))
+    rollouts, metrics = {}, {}
+    for arm in samplers:
+        counts = sum(devices.gather([verdicts_of(candidates, arm)]), Counter())
+        rollouts[arm] = [next(rollout for rollout in candidate.rollouts[arm] if belongs(rollout.right, arm))
+                         for candidate in taken]
+        metrics[arm] = dict(drawn=counts.total(), drawn_right=counts[True], drawn_ungradable=counts[None], **common)
+    return rollouts, metrics
 
 
 def study(config, devices):
-    """Train one arm, or with design matched all of them."""
+    """Train the arms of a design side by side."""
     need(config.method in ("opd", "opsd"), f"--method {config.method}: the study is of opd and opsd")
-    if config.design == "free":
-        return train(config, devices, draw_free, config.max_draws)
-    need(devices.world == len(ARMS) and not config.fsdp,
-         f"--design matched: trains {len(ARMS)} arms side by side, a process each; start with torchrun "
-         f"--nproc_per_node {len(ARMS)} and without --fsdp")
-    config = replace(config, arm=ARMS[devices.rank], output_dir=f"{config.output_dir}/{ARMS[devices.rank]}")
-    newest = newest_checkpoint(Path(config.output_dir))
-    common = min(devices.gather([step_of(newest) if newest else 0]))
-    for folder in checkpoints(Path(config.output_dir)):
-        if config.resume and step_of(folder) > common:  # another arm was stopped before its own
-            shutil.rmtree(folder)
+    check_split(config, devices)
+    folders = {arm: Path(config.output_dir, arm if config.design != "free" else "") for arm in arms_of(config)}
+    with contextlib.ExitStack() as stack:
+        for folder in folders.values():
+            stack.enter_context(only_run_in(folder, devices))
+        if config.resume:
+            begin_alike(folders.values(), devices)
+        stop, runs = stack.enter_context(StopSignal(devices)), {}
+        for arm, folder in folders.items():
+            runs[arm] = Run(replace(config, arm=arm, output_dir=str(folder)), devices, config.max_problems,
+                            beside=next(iter(runs.values()), None))
+        first = next(iter(runs.values()))
+        for step in first.log.progress_bar():
+            watch = Stopwatch(devices.device)
+            with contextlib.ExitStack() as present:
+                for run in runs.values():
+                    present.enter_context(run.sampler.of_present_student(watch))
+                samplers = {arm: run.sampler for arm, run in runs.items()}
+                rollouts, drawn = draw(samplers, first.examples, step, config, devices)
+            share = {phase: seconds / len(runs) for phase, seconds in watch.seconds.items()}
+            for arm, run in runs.items():
+                watch.seconds = dict(share)  # an arm's of the drawing, to which its update comes
+                run.make_step(step, rollouts[arm], watch, **drawn[arm])
+            stopped = stop.came()
+            for run in runs.values():
+                run.checkpoint(step, stopped)
+            if stopped:
+                break
+        for run in runs.values():
+            run.finish()
 
-    def draw_arm(sampler, examples, step, config, _):
-        return draw_matched(sampler, examples, step, config, devices)
 
-    train(config, Devices(devices.device, lock=devices.lock), draw_arm, config.max_problems)
+def begin_alike(folders, devices):
+    """Remove the checkpoints behind the newest that all arms have, where a kill came between those of a step."""
+    if devices.rank == 0:
+        newest = [newest_checkpoint(folder) for folder in folders]
+        common = min(step_of(checkpoint) if checkpoint else 0 for checkpoint in newest)
+        for folder in folders:
+            for checkpoint in checkpoints(folder):
+                if step_of(checkpoint) > common:
+                    shutil.rmtree(checkpoint)
+    devices.gather([])  # nobody goes on before
 
 
 if __name__ == "__main__":

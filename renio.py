@@ -93,7 +93,7 @@ def flag(default, text, low=None, high=None):
 class Config:
     """Flags of a training run. An explicit flag wins over --variant, and that over --scale and --method."""
 
-    shares_devices = False  # whether several processes may compute on one GPU: not a flag
+    students = 1  # that one process trains side by side, as filter_experiments.py does: not a flag
 
     output_dir: str | None = flag(None, "where config.json, metrics.jsonl, checkpoint-N/ and final/ go (required)")
     scale: Literal["micro", "small", "one", "paper"] = flag(
@@ -615,14 +615,11 @@ def draw_tokens(probs, generator):
 
 
 def draw_rollouts(sampler, examples, step, config, devices):
-    """This rank's rollouts of update `step`, sampled from the student, and no more metrics.
-
-    sampler: a RolloutSampler. filter_experiments.py draws otherwise, with a look at the answers.
-    """
+    """This rank's rollouts of update `step`, sampled from the student; sampler: a RolloutSampler."""
     repeats = config.generations if config.method == "grpo" else 1
     problems = config.batch_size // repeats
     batch = [example for example in examples[step * problems : (step + 1) * problems] for _ in range(repeats)]
-    return sampler(devices.part_of(batch), rollout_seed(config, step, devices.rank)), {}
+    return sampler(devices.part_of(batch), rollout_seed(config, step, devices.rank))
 
 
 def rollout_seed(config, step, rank):
@@ -805,69 +802,97 @@ def update(optimizer, trained, total, config, devices):
 # The loop.
 
 
-def train(config, devices, draw=draw_rollouts, draws=1):
-    """Train by config.method; afterwards output_dir holds metrics.jsonl, the checkpoints and final/.
-
-    draw: gives the rollouts of a step and metrics of its own, as draw_rollouts does, from `draws` times as many
-        examples as an update needs.
-    """
+def train(config, devices):
+    """Train by config.method; afterwards output_dir holds metrics.jsonl, the checkpoints and final/."""
     check_split(config, devices)
-    output_dir = Path(config.output_dir)
-    with only_run_in(output_dir, devices), StopSignal() as stop:
-        start = open_output(config, devices)  # a checkpoint to go on from, or None
-        student, tokenizer = load_student(config, devices.device, start)
-        if config.fsdp:
-            devices.shard(student)
-        teacher = Teacher(config, student, tokenizer, devices) if config.method in ("opd", "opsd") else None
-        optimizer = make_optimizer(student, config)
-        first, nonfinite_in_row = restore(start, student, optimizer, devices)
-        examples, skipped = load_examples(config, tokenizer, teacher and teacher.tokenizer,
-                                          draws * config.max_steps * config.batch_size)
-        sampler = RolloutSampler(config, student, tokenizer, examples, devices)
-        log = RunLog(config, devices, first)
-        log.announce(student, teacher, tokenizer, examples, skipped)
-        for step in log.progress_bar:
+    with only_run_in(config.output_dir, devices), StopSignal(devices) as stop:
+        run = Run(config, devices)
+        for step in run.log.progress_bar():
             # rollouts
             watch = Stopwatch(devices.device)
-            student.train()  # gradient checkpointing asks for it; the models have no dropout
             if config.method == "sft":
-                rollouts, drawn = draw_solutions(tokenizer, examples, step, config, devices), {}
+                rollouts = draw_solutions(run.tokenizer, run.examples, step, config, devices)
             else:
-                with sampler.of_present_student(watch):
-                    rollouts, drawn = draw(sampler, examples, step, config, devices)
-            rollouts = by_length(rollouts, config)
-            # gradients and update; in GRPO several on the same rollouts
-            set_learning_rate(optimizer, step, config)
-            old_logprobs = []
-            for _ in range(config.iterations if config.method == "grpo" else 1):
-                if config.method == "sft":
-                    total, records = sft_step(student, rollouts, config, devices, watch)
-                elif config.method == "grpo":
-                    total, records = grpo_step(student, rollouts, old_logprobs, config, devices, watch)
-                else:
-                    with devices.turn():
-                        total, records = distillation_step(student, teacher, rollouts, config, devices, watch,
-                                                           seed=rollout_seed(config, step, 0))
-                grad_norm = update(optimizer, trained_parameters(student), total, config, devices)
-                watch.lap("optimizer")
-                if not torch.isfinite(grad_norm):
-                    break
-            nonfinite_in_row = 0 if torch.isfinite(grad_norm) else nonfinite_in_row + 1
-            # log
-            log.write(step, devices.gather(records), total, grad_norm, drawn, watch)
-            if nonfinite_in_row == 3:
-                give_up(output_dir, step, rollouts, devices)
+                with run.sampler.of_present_student(watch):
+                    rollouts = draw_rollouts(run.sampler, run.examples, step, config, devices)
+            # gradients, update and log
+            run.make_step(step, rollouts, watch)
             # checkpoint
-            stopped = any(devices.gather([stop.name is not None]))
-            if stopped or config.save_steps and (step + 1) % config.save_steps == 0:
-                save_checkpoint(output_dir, step + 1, student, tokenizer, optimizer, nonfinite_in_row, devices)
-                if config.save_steps and not stopped:
-                    prune_checkpoints(output_dir, config, devices)
-            if stopped and step + 1 < config.max_steps:
-                raise UserError(f"stopped after step {step + 1} of {config.max_steps}; the same command with --resume "
-                                "goes on")
-        save(output_dir / "final", student, tokenizer, devices)
-        log.say(f"wrote {output_dir / 'final'}")
+            stopped = stop.came()
+            run.checkpoint(step, stopped)
+            if stopped:
+                break
+        run.finish()
+
+
+class Run:
+    """A student in training with all that its steps need, as the newest checkpoint in output_dir has it or new.
+
+    draws: how many times as many examples it has as its updates take; filter_experiments.py chooses among them.
+    beside: a Run that began alike, whose teacher, frozen weights and engine this one shares.
+    """
+
+    def __init__(self, config, devices, draws=1, beside=None):
+        self.config, self.devices, self.output_dir = config, devices, Path(config.output_dir)
+        start = open_output(config, devices)  # a checkpoint to go on from, or None
+        self.student, self.tokenizer = load_student(config, devices.device, start)
+        self.teacher = beside and beside.teacher
+        if beside and not config.fsdp:  # which gives each its own part of them
+            share_frozen_weights(self.student, beside.student)
+        if config.fsdp:
+            devices.shard(self.student)
+        self.student.train()  # gradient checkpointing asks for it; the models have no dropout
+        if config.method in ("opd", "opsd") and not beside:
+            self.teacher = Teacher(config, self.student, self.tokenizer, devices)
+        self.optimizer = make_optimizer(self.student, config)
+        self.made, self.nonfinite_in_row = restore(start, self.student, self.optimizer, devices)  # steps so far
+        self.examples, skipped = (beside.examples, None) if beside else load_examples(
+            config, self.tokenizer, self.teacher and self.teacher.tokenizer,
+            draws * config.max_steps * config.batch_size)
+        self.sampler = RolloutSampler(config, self.student, self.tokenizer, self.examples, devices,
+                                      beside and beside.sampler.engine)
+        self.log = RunLog(config, devices, self.made)
+        if not beside:
+            self.log.announce(self.student, self.teacher, self.tokenizer, self.examples, skipped)
+
+    def make_step(self, step, rollouts, watch, **drawn):
+        """Gradients and update, in GRPO several on the same rollouts, and a row of the log; drawn: metrics for it."""
+        config, devices, student, old_logprobs = self.config, self.devices, self.student, []
+        rollouts = by_length(rollouts, config)
+        set_learning_rate(self.optimizer, step, config)
+        for _ in range(config.iterations if config.method == "grpo" else 1):
+            if config.method == "sft":
+                total, records = sft_step(student, rollouts, config, devices, watch)
+            elif config.method == "grpo":
+                total, records = grpo_step(student, rollouts, old_logprobs, config, devices, watch)
+            else:
+                total, records = distillation_step(student, self.teacher, rollouts, config, devices, watch,
+                                                   seed=rollout_seed(config, step, 0))
+            grad_norm = update(self.optimizer, trained_parameters(student), total, config, devices)
+            watch.lap("optimizer")
+            if not torch.isfinite(grad_norm):
+                break
+        self.made, self.nonfinite_in_row = step + 1, 0 if torch.isfinite(grad_norm) else self.nonfinite_in_row + 1
+        self.log.write(step, devices.gather(records), total, grad_norm, drawn, watch)
+        if self.nonfinite_in_row == 3:
+            give_up(self.output_dir, step, rollouts, devices)
+
+    def checkpoint(self, step, stopped):
+        """Save one where it is due, or where the run was `stopped`."""
+        config = self.config
+        if stopped or config.save_steps and (step + 1) % config.save_steps == 0:
+            save_checkpoint(self.output_dir, step + 1, self.student, self.tokenizer, self.optimizer,
+                            self.nonfinite_in_row, self.devices)
+            if config.save_steps and not stopped:
+                prune_checkpoints(self.output_dir, config, self.devices)
+
+    def finish(self):
+        """Save final/. Raises UserError where the run was stopped before its last step."""
+        if self.made < self.config.max_steps:
+            raise UserError(f"stopped after step {self.made} of {self.config.max_steps}; the same command with "
+                            "--resume goes on")
+        save(self.output_dir / "final", self.student, self.tokenizer, self.devices)
+        self.log.say(f"wrote {self.output_dir / 'final'}")
 
 
 def trained_parameters(model):
@@ -1641,6 +1666,13 @@ def rows_of(completions, *columns):
     return [torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in columns]
 
 
+def share_frozen_weights(model, other):
+    """Let a model have the frozen weights of another that it has equal ones to, in place of its own copy."""
+    for own, others in zip(model.parameters(), other.parameters(), strict=True):
+        if not own.requires_grad:
+            own.data = others.data
+
+
 @contextlib.contextmanager
 def merged_adapter(model):
     """Within it the model is in evaluation mode, and a LoRA adapter is part of the weights that it adapts.
@@ -1704,11 +1736,11 @@ def end_warnings(student, tokenizer, teacher=None):
 class RolloutSampler:
     """Gives a rollout of the student for each example; within `of_present_student`, by transformers or vLLM."""
 
-    def __init__(self, config, student, tokenizer, examples, devices):
+    def __init__(self, config, student, tokenizer, examples, devices, engine=None):
         self.config, self.student, self.tokenizer, self.devices = config, student, tokenizer, devices
-        self.eos_ids, self.engine, self.watch = end_ids(student, tokenizer), None, Stopwatch(devices.device)
-        self.weights = None
-        if config.rollout_engine == "vllm":
+        self.eos_ids, self.engine, self.watch = end_ids(student, tokenizer), engine, Stopwatch(devices.device)
+        self.weights = None  # that an engine samples from
+        if config.rollout_engine == "vllm" and not engine:
             longest = max(len(example.student_prompt) for example in examples)
             self.engine = VllmSampler(
                 "--rollout_engine", config.model, config.dtype, devices.device, longest + config.prefix_tokens,
@@ -1727,8 +1759,7 @@ class RolloutSampler:
         watch.lap("rollout")
 
     def __call__(self, examples, seed):
-        with self.devices.turn():
-            completions = self.complete([example.student_prompt for example in examples], seed)
+        completions = self.complete([example.student_prompt for example in examples], seed)
         self.watch.lap("rollout")
         rollouts = [Rollout(example, completion, completion[-1] not in self.eos_ids,
                             grade_rollout(self.tokenizer, completion, example.row, self.eos_ids, self.config.task))
@@ -1748,9 +1779,8 @@ class RolloutSampler:
     def awake_engine(self):
         """Within it the engine has its memory and the present student's weights."""
         with self.engine.awake():
-            if self.weights is not None:  # not yet those of the engine
+            if self.engine.loaded is not self.weights:  # but those of an earlier step or of another student
                 self.engine.load(self.student, self.weights)
-                self.weights = None
             yield self.engine
 
 
@@ -1785,7 +1815,7 @@ class VllmSampler:
             self.platform, local_rank = current_platform.device_type, os.environ.get("LOCAL_RANK", "0")
             if device not in (self.platform, f"{self.platform}:{local_rank}"):
                 raise UserError(f"--device {device}: the vLLM installed here runs on {self.platform}:{local_rank} only")
-            self.flag, self.adapters, self.adapter, self.folder = flag, 0, None, None
+            self.flag, self.adapters, self.adapter, self.folder, self.loaded = flag, 0, None, None, None
             self.sleeps = sleeps and current_platform.is_sleep_mode_available()  # on a CPU it is not
             # with the executor of one process every rank would take GPU 0
             backend = "external_launcher" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
@@ -1852,6 +1882,7 @@ class VllmSampler:
             if self.platform == "cpu":  # there a head tied to the embedding keeps a packed copy of its old weights
                 self.llm.apply_model(lambda m: m.lm_head.quant_method.process_weights_after_loading(m.lm_head))
             self.llm.reset_prefix_cache()  # its keys and values are the old weights'
+        self.loaded = weights
 
     def load_adapter(self, folder):
         """Sample with the peft adapter in this folder from now on. Raises UserError for one that vLLM can't take."""
@@ -1887,22 +1918,11 @@ class Devices:
     device: str
     rank: int = 0
     world: int = 1
-    lock: FileLock | None = None  # of a GPU that several processes share
 
     def part_of(self, rows):
         """This rank's of the rows, whose number is a multiple of the ranks'; `gather` puts the parts together again."""
         part = len(rows) // self.world
         return rows[self.rank * part : (self.rank + 1) * part]
-
-    @contextlib.contextmanager
-    def turn(self):
-        """Within it no other process computes on a GPU that this one shares; never waits for one of those."""
-        if self.lock is None:
-            yield
-            return
-        with self.lock:
-            yield
-            torch.cuda.empty_cache()  # to the others, what is cached here is taken
 
     def sum(self, tensors):
         """Sum the tensors over all ranks, in place, in one message a data type; FSDP has done it for its own."""
@@ -1988,27 +2008,18 @@ def pick_device(device=None):
 def connect(config):
     """Devices of this process; joins the process group where torchrun started it."""
     world, local_rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    device, lock, backend = pick_device(config.device), None, "gloo"
+    device, backend = pick_device(config.device), "gloo"
     if config.fsdp and world == 1:
         raise UserError("--fsdp: one process has nothing to share; start with torchrun --nproc_per_node N")
     if world == 1:
         return Devices(device)
     if device.startswith("cuda"):
         gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if processes <= gpus:
-            backend = "nccl"
-        elif config.shares_devices:  # nccl takes one process a GPU only
-            need(config.rollout_engine != "vllm",
-                 f"--rollout_engine vllm: {processes} arms on {gpus} GPUs can't have an engine each; take "
-                 "--rollout_engine transformers, or a GPU an arm")
-            name = f"renio-{os.environ['MASTER_PORT']}-{local_rank % gpus}.lock"
-            lock = FileLock(Path(tempfile.gettempdir()) / name)
-        else:
-            raise UserError(f"torchrun started {processes} processes for {gpus} GPUs; use --nproc_per_node {gpus}")
-        device = f"cuda:{local_rank % gpus}"
+        need(processes <= gpus, f"torchrun started {processes} processes for {gpus} GPUs; use --nproc_per_node {gpus}")
+        device, backend = f"cuda:{local_rank}", "nccl"
         torch.cuda.set_device(device)
     dist.init_process_group(backend)
-    return Devices(device, dist.get_rank(), world, lock)
+    return Devices(device, dist.get_rank(), world)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2046,10 +2057,7 @@ def claim_output(config):
 
 
 def whole_state(devices):
-    """Options for a state that is whole, whether FSDP has spread it or not, and then on the first rank only.
-
-    The arms of filter_experiments.py have a process group too, but each its own state: they are ranks of no one.
-    """
+    """Options for a state that is whole, whether FSDP has spread it or not, and then on the first rank only."""
     return StateDictOptions(full_state_dict=True, cpu_offload=devices.world > 1)
 
 
@@ -2166,6 +2174,7 @@ def version_of(package):
 @contextlib.contextmanager
 def only_run_in(output_dir, devices):
     """Within it no other run has this output_dir. Raises UserError where one has."""
+    output_dir = Path(output_dir)
     if devices.rank > 0:
         yield
         return
@@ -2181,6 +2190,13 @@ class StopSignal:
     """Within it SIGTERM and Ctrl-C only set `name`, so that the loop can end after its step; a second one ends now."""
 
     name = None
+
+    def __init__(self, devices):
+        self.devices = devices
+
+    def came(self):
+        """Whether there was one, on any rank; all ranks call it together."""
+        return any(self.devices.gather([self.name is not None]))
 
     def __enter__(self):
         self.before = {}
@@ -2215,8 +2231,13 @@ class RunLog:
             if self.writes and path.exists():  # rows of steps that will be made again
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 path.write_text("".join(lines[:rows]), encoding="utf-8")
-        self.progress_bar = tqdm(range(first, config.max_steps), initial=first, total=config.max_steps,
-                                 disable=not self.writes, desc=config.method, mininterval=1.0)
+        self.bar = None
+
+    def progress_bar(self):
+        """The steps to make, with a bar over them."""
+        self.bar = tqdm(range(self.first, self.config.max_steps), initial=self.first, total=self.config.max_steps,
+                        disable=not self.writes, desc=self.config.method, mininterval=1.0)
+        return self.bar
 
     def say(self, text):
         if self.writes:
@@ -2260,8 +2281,9 @@ class RunLog:
                         step=step + 1, renio_weight=r["renio_weight"], right=r["right"], truncated=r["truncated"],
                         teacher_entropy=r["teacher_entropy"] / max(1, r["counted"]),
                         log_ratios=[round(x, 4) for x in r["log_ratios"]])) + "\n")
-        self.progress_bar.set_postfix(loss=f"{row['loss']:.3f}" if finite else "skipped", seconds=f"{seconds:.2f}",
-                                      refresh=False)
+        if self.bar is not None:
+            self.bar.set_postfix(loss=f"{row['loss']:.3f}" if finite else "skipped", seconds=f"{seconds:.2f}",
+                                 refresh=False)
 
 
 def rollout_records(rollouts, **columns):
@@ -2339,8 +2361,9 @@ def tracker_of(config):
         tracker = importlib.import_module(config.report_to)  # wandb and trackio have one interface
     except ImportError:
         raise UserError(f"--report_to {config.report_to}: not installed; pip install {config.report_to}") from None
-    tracker.init(project="renio", name=Path(config.output_dir).name, config=asdict(config))
-    return lambda row: tracker.log(row, step=row["step"])
+    several = dict(reinit="create_new") if config.report_to == "wandb" else {}  # runs of one process, not one run
+    run = tracker.init(project="renio", name=Path(config.output_dir).name, config=asdict(config), **several)
+    return lambda row: run.log(row, step=row["step"])
 
 
 def give_up(output_dir, step, rollouts, devices):
@@ -2394,8 +2417,10 @@ def predict_memory(config, devices, student, teacher, examples):
         layer += sum(module.in_features for module in adapted) * 4 / layers
     kept = layers * hidden * width + layer if config.gradient_checkpointing else layers * layer
     rows = config.micro_batch_size * config.prefix_tokens if config.method == "sft" else CHUNK
-    parts = dict(weights=size_of(student.parameters()) + (size_of(teacher.model.parameters()) if own_teacher else 0),
-                 optimizer=2 * trained, vllm=0.0, rollouts=0.0, gradients=trained,
+    others = (config.students - 1) * trained  # weights of students beside this one
+    parts = dict(weights=size_of(student.parameters()) + others
+                 + (size_of(teacher.model.parameters()) if own_teacher else 0),
+                 optimizer=2 * (trained + others), vllm=0.0, rollouts=0.0, gradients=trained,
                  activations=config.micro_batch_size * tokens * kept / 1e9,
                  logits=3 * rows * shape.vocab_size * 4 / 1e9)
     if config.rollout_engine == "vllm":  # held all the time, unless it can sleep during the update
@@ -2531,7 +2556,8 @@ def check_memory(config, devices, models, data):
 
 def check_disk(config, models):
     """Room for the checkpoints: weights of each, the optimizer's state of the last two."""
-    trained, count = size_of(trained_parameters(models[0])), config.max_steps // (config.save_steps or config.max_steps)
+    trained = config.students * size_of(trained_parameters(models[0]))
+    count = config.max_steps // (config.save_steps or config.max_steps)
     folder = next(path for path in (Path(config.output_dir).absolute(), *Path(config.output_dir).absolute().parents)
                   if path.exists())
     needed, free = (count + 1 + 2 * min(count, 2)) * trained, shutil.disk_usage(folder).free / 1e9
@@ -2555,7 +2581,8 @@ def check_step(config, devices, data):
     prompt = sum(len(example.student_prompt) for example in data) / len(data)
     larger = config.batch_size / short.batch_size * (prompt + config.prefix_tokens) / (prompt + 16)
     rollout = row.get("seconds_rollout", 0) * config.prefix_tokens / 16  # decoding few takes as long as decoding many
-    hours = config.max_steps * (rollout + (row["seconds"] - row.get("seconds_rollout", 0)) * larger) / 3600
+    seconds = rollout + (row["seconds"] - row.get("seconds_rollout", 0)) * larger
+    hours = config.students * config.max_steps * seconds / 3600
     notes = [line.removeprefix("warning: ") for line in said.getvalue().splitlines() if line.startswith("warning: ")]
     return (hours, notes), (f"{config.method}: two steps of {short.batch_size} rollouts of 16 tokens, the second in "
                             f"{row['seconds']:.1f} s, {row['peak_memory_gb']:.1f} GB; at most {hours:.1f} h by this, "

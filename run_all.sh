@@ -32,7 +32,8 @@ cd "$(dirname "$0")"
 #       train    renio.py; scored at its last step, at paper scale at every checkpoint
 #       curve    renio.py; scored at every checkpoint
 #       filter   filter_experiments.py; scored at every checkpoint
-#       matched  likewise, three arms side by side, each in a process and a folder of its own
+#       matched  likewise with --design matched, three arms side by side, each in a folder of its own
+#       hard     likewise with --design hard, two arms
 #       eval     eval.py on a model as it is; each seed samples anew, so that differences to it can be paired
 # A name with code- has code in place of math. For what stands in braces see the settings.
 read -r -d '' RUNS <<'END' || true
@@ -77,10 +78,12 @@ opd-correct            all         filter  --arm correct --method opd --teacher 
 opd-incorrect          all         filter  --arm incorrect --method opd --teacher {teacher} {whole}
 opd-unfiltered         all         filter  --arm unfiltered --method opd --teacher {teacher} {whole}
 opd-matched            all         matched --design matched --method opd --teacher {teacher} {whole}
+opd-hard               all         hard    --design hard --method opd --teacher {teacher} {whole}
 opsd-correct           all         filter  --arm correct --method opsd {whole}
 opsd-incorrect         all         filter  --arm incorrect --method opsd {whole}
 opsd-unfiltered        all         filter  --arm unfiltered --method opsd {whole}
 opsd-matched           all         matched --design matched --method opsd {whole}
+opsd-hard              all         hard    --design hard --method opsd {whole}
 
 opd+renio-clip2.0      all         train   --method opd --teacher {teacher} --weighting renio \
                                            --threshold 0.8 --log_ratio_clip 2.0
@@ -136,8 +139,9 @@ table3    8   6  80GB  OPSD and OPD with and without ReNIO, rollouts of two leng
 table4    7   5  80GB  ReNIO without clip, without threshold, without batch normalization: \
                        pairs opd+renio-noclip opd+renio-nothreshold opd+renio-nonorm
 table8    7   4  80GB  ReNIO against teacher-to-student and token weights: pairs opsd+ts_sample opsd+st_token
-figure1  16  11  80GB  the filter study, designs free and matched (also figures 7 and 8): models opd-correct \
-                       opd-incorrect opd-unfiltered opd-matched opsd-correct opsd-incorrect opsd-unfiltered opsd-matched
+figure1  16  11  80GB  the filter study, designs free, matched and hard (also figures 7 and 8): models \
+                       opd-correct opd-incorrect opd-unfiltered opd-matched opd-hard opsd-correct opsd-incorrect \
+                       opsd-unfiltered opsd-matched opsd-hard
 figure3   6   3  80GB  histogram of log-ratios: pairs
 figure4   8   9  80GB  seconds a step: table3 grpo
 figure5   6   3  80GB  weight against the teacher's entropy; weight of right and wrong rollouts: pairs
@@ -291,7 +295,6 @@ install() { # install PACKAGES...: with pip, or where `uv venv` made the environ
 plan() { # plan TARGETS...: the jobs, in an order in which they can be done: PHASES, LIMITS, COUNTS, TITLES and so on
   local student target name scales kind flags here=",(all|$SCALE|${VARIANT/paper/all}),"
   PHASES=() LIMITS=() COUNTS=() TITLES=() FILES=() COMMANDS=() TURN=0 COUNT=1
-  TORCHRUN=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node)
   if large || [ "$GPUS" -ge 1 ]; then JOBS=${JOBS:-1}; else JOBS=${JOBS:-2}; fi
   [ "$NGPU" -eq 1 ] || JOBS=1
   large || STUDENTS=
@@ -372,9 +375,12 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
   local student=${STUDENT/\{folder\}/$DIR} teacher=${TEACHER/\{folder\}/$DIR}
   [ -z "${REHEARSE:-}" ] || student=$OUT/model/final teacher=$OUT/model/final
   case $name in code-*) training=("${CODE_TRAINING[@]}") scoring=("${CODE_SCORING[@]}") ;; esac
-  case $kind in train | curve | filter | matched) flags=(--model "$student") last=$LAST ;; esac
-  case $kind in filter | matched) script=filter_experiments.py ;; esac
-  [ "$kind" != matched ] || folders=("$DIR/$name"/{correct,incorrect,unfiltered})
+  case $kind in train | curve | filter | matched | hard) flags=(--model "$student") last=$LAST ;; esac
+  case $kind in filter | matched | hard) script=filter_experiments.py ;; esac
+  case $kind in
+    matched) folders=("$DIR/$name"/{correct,incorrect,unfiltered}) ;;
+    hard) folders=("$DIR/$name"/{incorrect,unfiltered}) ;;
+  esac
   read -r -a words <<<"$3 $last"
   for word in "${words[@]}"; do
     case $word in
@@ -392,15 +398,10 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
     previous=$word
   done
   case $PHASE:$kind in
-    prepare:prepare | train:train | train:curve | train:filter | train:matched)
+    prepare:prepare | train:train | train:curve | train:filter | train:matched | train:hard)
       COUNT=1
-      if [ "$kind" = matched ]; then # on fewer than three GPUs its arms take turns
-        launch=("${TORCHRUN[@]}" 3) COUNT=$(((GPUS + 2) / (GPUS ? GPUS : 1)))
-        if [ "$GPUS" -gt 0 ] && [ "$GPUS" -lt 3 ]; then # where there can't be an engine each
-          flags+=(--rollout_engine transformers)
-        fi
-      elif [ "$NGPU" -gt 1 ]; then
-        launch=("${TORCHRUN[@]}" "$NGPU")
+      if [ "$NGPU" -gt 1 ]; then
+        launch=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$NGPU")
       else
         on_next_gpu
         launch=("${ALONE[@]}")
@@ -410,7 +411,9 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
         ${training[@]+"${training[@]}"} ${SIZED[@]+"${SIZED[@]}"} "${flags[@]}" --output_dir "$DIR/$name" --resume
       ;;
     score:eval) score "$DIR/$name" --seed "$SEED" "${flags[@]}" ;;
-    score:train | score:curve | score:filter | score:matched) for folder in "${folders[@]}"; do score "$folder"; done ;;
+    score:train | score:curve | score:filter | score:matched | score:hard)
+      for folder in "${folders[@]}"; do score "$folder"; done
+      ;;
   esac
 }
 
@@ -558,7 +561,6 @@ kinds() { # a line for each kind of job to be made: how many times its hours cou
     if [ "${PHASES[i]}" = score ]; then # of the student itself
       check+=(--output "$OUT/preflight/scores.json" --preflight)
     else
-      [[ $kind != *"--design matched"* ]] || check=("$PYTHON" "${check[@]:${#TORCHRUN[@]}+1}") # one process
       check+=(--preflight True)
     fi
     printf '%s\t%s\t%s\t%s\t' "$kind" "${COUNTS[i]}" "${LIMITS[i]}" "${TITLES[i]}"

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, examples_of
+from safetensors.torch import load_file
 from test_devices import in_processes
-from torch.multiprocessing import ProcessRaisedException
 
 import filter_experiments
 import renio
@@ -94,7 +95,7 @@ def test_ranks_draw_different_rollouts_and_share_the_batch(config, tokenizer, mo
     flags = config("--method", "opsd", "--batch_size", 4)
     examples = examples_of(flags, tokenizer, 8)
     drawn = [renio.draw_rollouts(sampler_of(flags, model, tokenizer, examples), examples, 1, flags,
-                                 renio.Devices("cpu", rank, 2))[0] for rank in (0, 1)]
+                                 renio.Devices("cpu", rank, 2)) for rank in (0, 1)]
     assert [r.example.row for rollouts in drawn for r in rollouts] == [examples[i].row for i in (4, 5, 6, 7)]
     assert [r.completion for r in drawn[0]] != [r.completion for r in drawn[1]]
 
@@ -122,54 +123,65 @@ def half_right(monkeypatch):
 def test_an_arm_trains_on_its_own_rollouts_and_as_many_as_any_other(tmp_path, tokenizer, model, half_right, arm, seen):
     flags = renio.parse_config(["--method", "opsd", "--arm", arm, "--batch_size", "8", "--output_dir", str(tmp_path)],
                                filter_experiments.FilterConfig)
-    examples = examples_of(flags, tokenizer, 2 * 8 * flags.max_draws)
-    rollouts, drawn = filter_experiments.draw_free(sampler_of(flags, model, tokenizer, examples), examples, 1, flags,
-                                                   renio.Devices("cpu"))
-    assert len(rollouts) == 8
-    assert {half_right[tuple(r.completion)] for r in rollouts} == seen
+    examples = examples_of(flags, tokenizer, 2 * 8 * flags.max_problems)
+    rollouts, drawn = filter_experiments.draw({arm: sampler_of(flags, model, tokenizer, examples)}, examples, 1, flags,
+                                              renio.Devices("cpu"))
+    assert len(rollouts[arm]) == 8
+    assert {half_right[tuple(r.completion)] for r in rollouts[arm]} == seen
     counts = Counter(half_right.values())
-    assert drawn == dict(drawn=len(half_right), drawn_right=counts[True], drawn_ungradable=counts[None])
-    second = {e.row["problem"] for e in examples[8 * flags.max_draws:]}
-    assert {r.example.row["problem"] for r in rollouts} <= second  # each step has problems of its own
+    assert drawn[arm].items() >= dict(drawn=len(half_right), drawn_right=counts[True], drawn_ungradable=counts[None],
+                                      tried=len(half_right)).items()  # each problem once
+    second = {e.row["problem"] for e in examples[8 * flags.max_problems:]}
+    assert {r.example.row["problem"] for r in rollouts[arm]} <= second  # each step has problems of its own
 
 
 def test_an_arm_that_starves_says_so(tmp_path, tokenizer, model):
-    flags = renio.parse_config(["--method", "opsd", "--arm", "correct", "--batch_size", "4", "--max_draws", "2",
+    flags = renio.parse_config(["--method", "opsd", "--arm", "correct", "--batch_size", "4", "--max_problems", "2",
                                 "--output_dir", str(tmp_path)], filter_experiments.FilterConfig)
-    with pytest.raises(UserError, match="correct arm starves: 0 of 4 rollouts in 8 draws .*raise --max_draws"):
+    message = "step 1: 0 of 4 problems had correct rollouts .*in 8 problems and 8 draws .*raise --max_draws"
+    with pytest.raises(UserError, match=message):
         examples = examples_of(flags, tokenizer, 8)
-        filter_experiments.draw_free(sampler_of(flags, model, tokenizer, examples), examples, 0, flags,
-                                     renio.Devices("cpu"))
+        filter_experiments.draw({"correct": sampler_of(flags, model, tokenizer, examples)}, examples, 0, flags,
+                                renio.Devices("cpu"))
 
 
-def matched(devices, folder, *words, graded=True):
-    flags = renio.parse_config(["--method", "opsd", "--design", "matched", "--batch_size", "4", "--max_steps", "3",
-                                "--save_steps", "1", "--prefix_tokens", "12", "--output_dir", str(folder), *words],
+def study(devices, folder, *words):
+    flags = renio.parse_config(["--method", "opsd", "--batch_size", "4", "--max_steps", "3", "--save_steps", "1",
+                                "--prefix_tokens", "12", "--output_dir", str(folder), *words],
                                filter_experiments.FilterConfig)
-    if not graded:  # an untrained student gives no answer; any sum that 3 divides is right
-        renio.grade_rollout = lambda tokenizer, completion, *_: (True, False, None)[sum(completion) % 3]
     filter_experiments.study(flags, devices)
 
 
-def ungraded(devices, *args):
-    matched(devices, *args, graded=False)
+def by_sum(tokenizer, completion, *_):
+    """A verdict for an untrained student, who gives no answer."""
+    return (True, False, None)[sum(completion) % 3]
 
 
-def test_matched_arms_train_on_the_same_problems_and_differ_in_correctness_alone(tmp_path):
-    in_processes(3, tmp_path, ungraded, tmp_path / "run")
-    rows = {arm: rows_of(tmp_path / "run" / arm) for arm in filter_experiments.ARMS}
+def study_by_sum(devices, *args):
+    renio.grade_rollout = by_sum
+    study(devices, *args)
+
+
+@pytest.mark.parametrize("design", ["matched", "hard"])
+def test_arms_train_on_the_same_problems_and_differ_in_correctness_alone(tmp_path, monkeypatch, design):
+    monkeypatch.setattr(renio, "grade_rollout", by_sum)
+    study(renio.Devices("cpu"), tmp_path / "run", "--design", design)
+    arms, _ = filter_experiments.DESIGNS[design]
+    rows = {arm: rows_of(tmp_path / "run" / arm) for arm in arms}
     for step in range(3):
-        problems = [rows[arm][step]["problems"] for arm in rows]
-        assert problems[0] == problems[1] == problems[2] and len(set(problems[0])) == 4
-        assert 32 * step <= min(problems[0]) and max(problems[0]) < 32 * (step + 1)
-        assert [rows[arm][step]["rollout_accuracy"] for arm in ("correct", "incorrect")] == [1.0, 0.0]
-        assert [rows[arm][step]["graded"] for arm in rows] == [4, 4, 4]  # none that can't be graded
+        problems = [rows[arm][step]["problems"] for arm in arms]
+        assert all(numbers == problems[0] for numbers in problems) and len(set(problems[0])) == 4
+        assert 64 * step <= min(problems[0]) and max(problems[0]) < 64 * (step + 1)
+        assert [rows[arm][step]["graded"] for arm in arms] == [4] * len(arms)  # none that can't be graded
+        for arm, accuracy in (("correct", 1.0), ("incorrect", 0.0)):
+            assert arm not in arms or rows[arm][step]["rollout_accuracy"] == accuracy
     assert {row["rollout_accuracy"] for row in rows["unfiltered"]} - {0.0, 1.0}
     weights = {arm: load_model(str(tmp_path / "run" / arm / "final")).state_dict() for arm in rows}
     # killed when one arm had written its last checkpoint and the others had not
-    for arm, lost in (("correct", 3), ("incorrect", 2), ("incorrect", 3), ("unfiltered", 3)):
-        shutil.rmtree(tmp_path / "run" / arm / f"checkpoint-{lost}")
-    in_processes(3, tmp_path, ungraded, tmp_path / "run", "--resume")
+    for arm, lost in zip(arms, (3, 2, 3), strict=False):
+        for step in range(lost, 4):
+            shutil.rmtree(tmp_path / "run" / arm / f"checkpoint-{step}", ignore_errors=True)
+    study(renio.Devices("cpu"), tmp_path / "run", "--design", design, "--resume")
     for arm in rows:
         assert [(row["loss"], row["problems"]) for row in rows_of(tmp_path / "run" / arm)] == [
             (row["loss"], row["problems"]) for row in rows[arm]]
@@ -177,15 +189,132 @@ def test_matched_arms_train_on_the_same_problems_and_differ_in_correctness_alone
         assert all(torch.equal(again[name], weights[arm][name]) for name in again)  # each arm's own moments came back
 
 
-def test_matched_arms_that_starve_say_so(tmp_path, config):
-    message = "0 of 4 problems had a right and a wrong rollout .*raise --max_draws"
-    with pytest.raises(ProcessRaisedException, match=message):
-        in_processes(3, tmp_path, matched, tmp_path / "run", "--max_draws", "1", "--max_problems", "2")
+@pytest.mark.parametrize("words", [["--lora_r", "0"], ["--lora_r", "4", "--learning_rate", "0.01"]])
+def test_an_arm_beside_others_is_as_one_alone(tmp_path, monkeypatch, micro_model, words):
+    """The same rollouts given, weights that the arms have in common make no difference."""
+    monkeypatch.setattr(renio, "grade_rollout", by_sum)
+    real, given = filter_experiments.Run.make_step, {}
+
+    def noted(run, step, rollouts, watch, **drawn):
+        given[run.config.arm, step] = rollouts
+        real(run, step, rollouts, watch, **drawn)
+
+    words = ["--model", str(micro_model), *words]
+    monkeypatch.setattr(filter_experiments.Run, "make_step", noted)
+    study(renio.Devices("cpu"), tmp_path / "run", "--design", "matched", *words)
+    monkeypatch.undo()
+    monkeypatch.setattr(renio, "draw_rollouts", lambda sampler, examples, step, *_: given["incorrect", step])
+    renio.main(["--method", "opsd", "--batch_size", "4", "--max_steps", "3", "--prefix_tokens", "12", "--output_dir",
+                str(tmp_path / "alone"), *words])
+    files = [next((folder / "final").glob("*model.safetensors")) for folder in (
+        tmp_path / "run" / "incorrect", tmp_path / "alone", tmp_path / "run" / "correct")]
+    beside, alone, other = (load_file(file) for file in files)
+    assert all(torch.equal(beside[name], alone[name]) for name in alone)
+    assert any(not torch.equal(beside[name], other[name]) for name in alone)
 
 
-def test_matched_arms_need_a_process_each(tmp_path):
-    with pytest.raises(UserError, match="--nproc_per_node 3"):
-        matched(renio.Devices("cpu"), tmp_path / "run")
+def test_arms_with_adapters_hold_the_frozen_weights_once(tmp_path, monkeypatch, micro_model):
+    monkeypatch.setattr(renio, "grade_rollout", by_sum)
+    runs, real = [], filter_experiments.Run.finish
+    monkeypatch.setattr(filter_experiments.Run, "finish", lambda run: runs.append(run) or real(run))
+    study(renio.Devices("cpu"), tmp_path / "run", "--design", "matched", "--method", "opd", "--teacher",
+          str(micro_model), "--model", str(micro_model), "--lora_r", "4", "--max_steps", "1")
+    own = {p.data_ptr() for run in runs for p in run.student.parameters() if p.requires_grad}
+    frozen = {p.data_ptr() for run in runs for p in run.student.parameters() if not p.requires_grad}
+    assert len(own) == 3 * sum(p.requires_grad for p in runs[0].student.parameters())
+    assert len(frozen) == sum(not p.requires_grad for p in runs[0].student.parameters())
+    assert runs[0].teacher is runs[1].teacher is runs[2].teacher
+
+
+def test_arms_on_two_processes_split_each_batch(tmp_path):
+    in_processes(2, tmp_path, study_by_sum, tmp_path / "run", "--design", "matched")
+    rows = {arm: rows_of(tmp_path / "run" / arm) for arm in filter_experiments.ARMS}
+    for step in range(3):
+        problems = rows["correct"][step]["problems"]
+        assert rows["incorrect"][step]["problems"] == rows["unfiltered"][step]["problems"] == problems
+        assert [number // 32 - 2 * step for number in problems] == [0, 0, 1, 1]  # each rank's of its half
+        assert [rows[arm][step]["graded"] for arm in rows] == [4, 4, 4]
+
+
+def test_one_signal_stops_all_arms_after_the_same_step_and_they_go_on_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(renio, "grade_rollout", by_sum)
+    real = filter_experiments.Run.make_step
+
+    def interrupted(run, step, rollouts, watch, **drawn):
+        real(run, step, rollouts, watch, **drawn)
+        if (run.config.arm, step) == ("incorrect", 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filter_experiments.Run, "make_step", interrupted)
+        with pytest.raises(UserError, match="stopped after step 2 of 3"):
+            study(renio.Devices("cpu"), tmp_path / "run", "--design", "matched", "--save_steps", "0")
+    for arm in filter_experiments.ARMS:
+        assert len(rows_of(tmp_path / "run" / arm)) == 2 and (tmp_path / "run" / arm / "checkpoint-2").exists()
+    study(renio.Devices("cpu"), tmp_path / "run", "--design", "matched", "--save_steps", "0", "--resume")
+    assert all((tmp_path / "run" / arm / "final").exists() for arm in filter_experiments.ARMS)
+
+
+@pytest.mark.parametrize("design, message", [
+    ("matched", "0 of 4 problems had correct and incorrect rollouts from each of the students .correct, incorrect, un"),
+    ("hard", "0 of 4 problems had incorrect rollouts from each of the students .incorrect, unfiltered., in 8 ")])
+def test_arms_of_a_design_that_starve_say_so(tmp_path, design, message):
+    with pytest.raises(UserError, match=f"step 1: {message}.*raise --max_draws"):
+        study(renio.Devices("cpu"), tmp_path / "run", "--design", design, "--max_draws", "1", "--max_problems", "2")
+
+
+class Scripted:
+    """In place of a RolloutSampler: verdicts from a function of the problem's number; keeps what it was asked for."""
+
+    def __init__(self, right):
+        self.right, self.asked = right, []
+
+    def __call__(self, examples, seed):
+        self.asked.append(examples)
+        return [renio.Rollout(number, [len(self.asked)], False, self.right(number)) for number in examples]
+
+
+def found(design, needed, count, *words, right):
+    flags = renio.parse_config(["--method", "opsd", "--design", design, "--output_dir", "x", *words],
+                               filter_experiments.FilterConfig)
+    samplers = {arm: Scripted(right) for arm in filter_experiments.arms_of(flags)}
+    return samplers, *filter_experiments.find_problems(samplers, range(count), range(count), needed, flags, 0)
+
+
+def test_draws_go_where_something_is_missing(tmp_path):
+    """Problems with an even number alternate, the others are never solved: those are left alone for new ones."""
+    turn = Counter()
+
+    def right(number):
+        turn[number] += 1
+        return number % 2 == 0 and turn[number] % 2 == 1
+
+    samplers, candidates, rounds = found("matched", 4, 64, right=right)
+    drawn = {c.number: len(c.rollouts["correct"]) for c in candidates if c.rollouts["correct"]}
+    assert drawn == dict.fromkeys(range(8), 2) and rounds == 1  # the four even ones are complete, so that is all
+    samplers, candidates, rounds = found("matched", 6, 64, right=right)
+    assert [c.number for c in candidates if c.complete()] == [0, 2, 4, 6, 8, 10] and rounds == 1
+    assert {len(c.rollouts[arm]) for c in candidates for arm in samplers} == {0, 2}
+    with pytest.raises(UserError, match="2 of 3 problems .*in 4 problems and 48 draws"):  # 2 x 2 + 2 x 6, thrice
+        found("matched", 3, 4, "--max_draws", "6", right=right)
+
+
+def test_what_is_missing_decides_how_many_rollouts_are_drawn(tmp_path):
+    candidate = filter_experiments.Candidate(0, renio.parse_config(
+        ["--method", "opsd", "--design", "matched", "--output_dir", "x"], filter_experiments.FilterConfig))
+
+    def drew(arm, *verdicts):
+        candidate.rollouts[arm] += [renio.Rollout(None, [], False, right) for right in verdicts]
+
+    assert candidate.expected_draws("correct") == 3 and candidate.draws("correct") == 2  # even chances: 2 + 2 - 1
+    drew("correct", True, True)
+    assert candidate.expected_draws("correct") == 4 and candidate.draws("correct") == 3  # one wrong in 2 + 2
+    assert candidate.expected_draws("incorrect") == pytest.approx(4 + 4 / 3 - 1)
+    drew("incorrect", False, True, None)
+    assert candidate.expected_draws("incorrect") == 0 == candidate.draws("incorrect")
+    assert candidate.expected_draws("correct") == pytest.approx(3) and not candidate.complete()
+    drew("correct", *[None] * 14)
+    assert candidate.draws("correct") == 0 and candidate.exhausted()
 
 
 # --- a real model -----------------------------------------------------------------------------------------------------

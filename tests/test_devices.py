@@ -1,12 +1,10 @@
 """More than one process: the same update however the batch and the weights are spread over devices (gloo, CPU)."""
 
-import itertools
 import json
 import multiprocessing
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -16,7 +14,6 @@ from peft import PeftModel
 from torch.distributed.tensor import DTensor
 from transformers import Qwen3Config
 
-import filter_experiments
 import renio
 from renio import Devices, Teacher, UserError, load_model, sample
 
@@ -152,30 +149,12 @@ renio.main()
     assert not (tmp_path / "run" / "final").exists()
 
 
-def take_turns(devices, path):
-    devices.lock = renio.FileLock(path / "lock")
-    spans = []
-    for _ in range(3):
-        with devices.turn():
-            began = time.monotonic()
-            time.sleep(0.05)
-            spans.append((began, time.monotonic()))
-    (path / f"{devices.rank}.json").write_text(json.dumps(spans))
-
-
-def test_processes_that_share_a_gpu_compute_in_turn(tmp_path):
-    in_processes(3, tmp_path, take_turns, tmp_path)
-    spans = sorted(span for rank in range(3) for span in json.loads((tmp_path / f"{rank}.json").read_text()))
-    assert len(spans) == 9 and all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
-
-
-@pytest.mark.parametrize("design, processes, gpus, rank, expected", [
-    ("matched", 3, 3, 2, ("nccl", "cuda:2", False)), ("matched", 3, 1, 2, ("gloo", "cuda:0", True)),
-    ("matched", 3, 2, 2, ("gloo", "cuda:0", True)), ("free", 2, 4, 1, ("nccl", "cuda:1", False)),
-    ("free", 4, 2, 3, "torchrun started 4 processes for 2 GPUs; use --nproc_per_node 2")])
-def test_only_the_matched_arms_may_share_a_gpu(monkeypatch, tmp_path, design, processes, gpus, rank, expected):
+@pytest.mark.parametrize("processes, gpus, rank, expected", [
+    (2, 4, 1, ("nccl", "cuda:1")), (3, 3, 2, ("nccl", "cuda:2")),
+    (4, 2, 3, "torchrun started 4 processes for 2 GPUs; use --nproc_per_node 2")])
+def test_each_process_has_a_gpu_of_its_own(monkeypatch, config, processes, gpus, rank, expected):
     asked = []
-    for name, value in dict(WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes, LOCAL_RANK=rank, MASTER_PORT=1).items():
+    for name, value in dict(WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes, LOCAL_RANK=rank).items():
         monkeypatch.setenv(name, str(value))
     for name, value in dict(is_available=True, device_count=gpus).items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
@@ -183,14 +162,13 @@ def test_only_the_matched_arms_may_share_a_gpu(monkeypatch, tmp_path, design, pr
     monkeypatch.setattr(dist, "init_process_group", asked.append)
     for name, value in dict(get_rank=rank, get_world_size=processes).items():
         monkeypatch.setattr(dist, name, lambda value=value: value)
-    flags = renio.parse_config(["--method", "opsd", "--design", design, "--output_dir", str(tmp_path)],
-                               filter_experiments.FilterConfig)
+    flags = config("--method", "opsd")
     if isinstance(expected, str):
         with pytest.raises(UserError, match=expected):
             renio.connect(flags)
     else:
         devices = renio.connect(flags)
-        assert (asked[0], devices.device, devices.lock is not None) == expected
+        assert (asked[0], devices.device) == expected and (devices.rank, devices.world) == (rank, processes)
 
 
 def test_two_machines_train_as_two_processes_of_one(tmp_path, micro_model):

@@ -354,8 +354,8 @@ def test_nothing_of_the_environment_is_written(tmp_path, micro_model):
 def test_metrics_go_to_a_tracker_only_where_a_flag_asks_for_it(config, tmp_path, monkeypatch, name):
     said = []
     fake = types.ModuleType(name)
-    fake.init = lambda **words: said.append(words["project"])
-    fake.log = lambda row, step: said.append((step, row["loss"]))
+    run = types.SimpleNamespace(log=lambda row, step: said.append((step, row["loss"])))
+    fake.init = lambda **words: said.append(words["project"]) or run
     monkeypatch.setitem(sys.modules, name, fake)
     trained(config)
     assert said == []

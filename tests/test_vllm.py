@@ -62,18 +62,19 @@ def train_and_compare(words):
     flags = renio.parse_config([*words, "--method", "opd", "--rollout_engine", "vllm", "--learning_rate", "0.03",
                                 "--max_steps", "3", "--batch_size", "4", "--prefix_tokens", "16"])
     students, answers = [], []
-    real = renio.load_student
+    real, draw_rollouts = renio.load_student, renio.draw_rollouts
 
     def draw(sampler, *others):
         with sampler.awake_engine() as engine:
             answers.append(engine(PROMPTS, 16, sampler.eos_ids, temperature=0))
         assert answers[-1] == sample(students[0][0], PROMPTS, 16, sampler.eos_ids, temperature=0)
-        return renio.draw_rollouts(sampler, *others)
+        return draw_rollouts(sampler, *others)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(renio, "load_student", lambda *args: students.append(real(*args)) or students[0])
+        patch.setattr(renio, "draw_rollouts", draw)
         try:
-            renio.train(flags, renio.connect(flags), draw)
+            renio.train(flags, renio.connect(flags))
         finally:
             VllmSampler.close()
     assert len(answers) == 3 and answers[0] != answers[1] != answers[2] != answers[0]
