@@ -1280,10 +1280,10 @@ def parse_json(text, source, first_line=1):
 #   solution   a 3 +8 1 b 7 -5 2 c 2 *9 8 d 6 *4 4 \boxed{ 1 2 8 4 }
 #
 # The solution repeats each operation before its result, which makes a result a look-up in a table of 10 digits x 27
-# operations. A model that was taught to guess part of that table (its `gaps`) has something real to learn from a teacher
-# that knows it, and is wrong under greedy decoding too, where a merely noisy model would be right. The operations do
-# not build on each other: if they did, the reference solution would say nothing about how to go on after a wrong
-# result, and a teacher that reads it would teach noise on every token behind the student's first mistake.
+# operations. A model that was taught to guess part of that table (its `gaps`) has something real to learn from a
+# teacher that knows it, and is wrong under greedy decoding too, where a merely noisy model would be right. The
+# operations do not build on each other: if they did, the reference solution would say nothing about how to go on after
+# a wrong result, and a teacher that reads it would teach noise on every token behind the student's first mistake.
 
 STEP_NAMES = "abcdefghij"
 OPERATIONS = [f"{sign}{digit}" for sign in "+-*" for digit in range(1, 10)]
