@@ -458,7 +458,7 @@ job() { # job TITLE FILE... -- COMMAND...: add to the plan a COMMAND that makes 
 # --- jobs side by side ------------------------------------------------------------------------------------------------
 
 execute() { # make what the plan has and is not there yet
-  local i number=0 total=0 todo=0 title before=
+  local i number=0 total=0 todo=0 before= share together=()
   for i in "${!PHASES[@]}"; do
     [ "${PHASES[i]}" != report ] || continue
     total=$((total + 1))
@@ -476,18 +476,22 @@ execute() { # make what the plan has and is not there yet
       continue
     fi
     number=$((number + 1))
-    title="[$number of $total] ${TITLES[i]}"
+    TITLES[i]="[$number of $total] ${TITLES[i]}"
     if is_there "$i"; then
-      echo "$title: is there, skipped"
-      continue
+      echo "${TITLES[i]}: is there, skipped"
+    else
+      todo=$((todo - 1)) together+=("$i")
     fi
-    todo=$((todo - 1))
+    # Without a GPU three scores share a process, which takes longer to start than to score a micro model.
+    share=1
+    if [ "$PHASE" = score ] && [ "$GPUS" -eq 0 ] && [ "${PHASES[i + 1]:-}" = score ]; then share=3; fi
+    [ "${#together[@]}" -ge "$share" ] || continue
     if [ "${#PIDS[@]}" -ge "$LIMIT" ]; then # wait for the oldest
       wait "${PIDS[0]}" || stop
       PIDS=("${PIDS[@]:1}")
     fi
-    make "$i" "$title" "$todo" &
-    PIDS+=($!)
+    make "$todo" "${together[@]}" &
+    PIDS+=($!) together=()
   done
 }
 
@@ -497,20 +501,23 @@ is_there() { # is_there INDEX: whether all files of a job are
   for file in "${files[@]}"; do [ -e "$file" ] || return 1; done
 }
 
-make() { # make INDEX TITLE TODO: run a job, which TODO others follow, with a log beside the folder of its first file
-  local files log started=$SECONDS
+make() { # make TODO INDEX...: run jobs in one process, which TODO others follow, with a log beside the first's folder
+  local todo=$1 i files log command started=$SECONDS seconds
+  shift
   eval "files=(${FILES[$1]})"
-  log=$(dirname "${files[0]}").log
+  log=$(dirname "${files[0]}").log command=${COMMANDS[$1]}
   mkdir -p "$(dirname "$log")"
-  echo "$2: started, log in $log"
-  if ! eval "${COMMANDS[$1]}" >>"$log" 2>&1; then
-    echo "failed: ${COMMANDS[$1]}" >&2
+  for i in "${@:2}"; do command="$command then ${COMMANDS[i]#*eval.py }"; done
+  for i in "$@"; do echo "${TITLES[i]}: started, log in $log"; done
+  if ! eval "$command" >>"$log" 2>&1; then
+    echo "failed: $command" >&2
     echo "last lines of $log:" >&2
     tr '\r' '\n' <"$log" | tail -n 15 >&2
     return 1
   fi
-  echo "$PHASE $((SECONDS - started))" >>"$TIMES"
-  echo "$2: made in $((SECONDS - started)) s$(time_left "$3")"
+  seconds=$(((SECONDS - started) / $#)) # of each
+  for i in "$@"; do echo "$PHASE $seconds" >>"$TIMES"; done
+  for i in "$@"; do echo "${TITLES[i]}: made in $seconds s$(time_left "$todo")"; done
 }
 
 time_left() { # time_left JOBS: that of so many, by the mean time of this phase's jobs in this call
