@@ -2031,31 +2031,77 @@ def error_table(scores):
     return [*markdown_table(rows), ""] if scores.micro else []
 
 
+ARMS = ("correct", "incorrect", "unfiltered")
+DESIGNS = {  # of the filter study, by what labels have for it: its arms, and what figures and tables say of it
+    "": (ARMS, "each on its own problems, as in the paper"),
+    "-matched": (ARMS, "on the same problems, each with right and wrong rollouts (a design that the paper lacks)"),
+    "-hard": (ARMS[1:], "on the same problems, each with wrong rollouts (another that the paper lacks)"),
+}
+
+
+def arm_labels(method, design):
+    """Labels of a design's arms, by the name that is shown."""
+    return {arm if arm == "unfiltered" else f"{arm}-only": f"{method}{design}-{arm}" for arm in ARMS}
+
+
 def plot_filter(scores):
-    """Figures 1, 7 and 8: score, length and markers of each arm over the training steps, for both designs."""
-    return [*plot_arms(scores, "figure1", "", "as in the paper"),
-            *plot_arms(scores, "figure1-matched", "-matched",
-                       "on the same problems for each arm (a design that the paper lacks)")]
+    """Figures 1, 7 and 8: score, length and markers of each arm over the training steps, for each design."""
+    return [line for design in DESIGNS for line in plot_arms(scores, design)] + plot_success(scores)
 
 
-def plot_arms(scores, name, design, described):
-    def labels(method):
-        return {arm if arm == "unfiltered" else f"{arm}-only": f"{method}{design}-{arm}"
-                for arm in ("correct", "incorrect", "unfiltered")}
-
+def plot_arms(scores, design):
     def draw(axis, method, benchmark, key, unit, scale):
-        draw_curves(axis, scores, labels(method), (None, [benchmark], decoding), key, scale)
-        axis.set(xlabel="training step", ylabel=unit,
-                 title=f"{method.upper()}{', same problems' * bool(design)}: {benchmark}")
+        draw_curves(axis, scores, arm_labels(method, design), (None, [benchmark], decoding), key, scale)
+        axis.set(xlabel="training step", ylabel=unit, title=f"{method.upper()}{design}: {benchmark}")
 
     decoding = scores.decodings[0]
     shown = [("right", "right answers, %", 100), ("tokens", "tokens an answer", 1), ("markers", "markers an answer", 1)]
     panels = [(method, benchmark, *what) for method in ("opd", "opsd") for benchmark in scores.benchmarks
-              if any(len(scores.of(label, [benchmark], decoding, step=step)[0]) for label in labels(method).values()
-                     for step in scores.steps(label)[:-1]) for what in shown]
-    text = [f"Figures 1, 7 and 8, {described}: {decoding}; bars: 95 % intervals; step 0 is the base."]
-    return figure(scores, name, panels, draw, "Score, length and markers over the training steps by arm", text,
-                  columns=3, size=(4.2, 3.0))
+              if any(len(scores.of(label, [benchmark], decoding, step=step)[0])
+                     for label in arm_labels(method, design).values() for step in scores.steps(label)[:-1])
+              for what in shown]
+    text = [f"Figures 1, 7 and 8, the arms {DESIGNS[design][1]}: {decoding}; bars: 95 % intervals; step 0 is the base."]
+    return figure(scores, f"figure1{design}", panels, draw, "Score, length and markers over the training steps by arm",
+                  text, columns=3, size=(4.2, 3.0))
+
+
+RATES = ("0", "to 1/4", "to 1/2", "to 3/4", "below 1", "1")  # bins of a student's success rate on a problem
+
+
+def success_shares(scores, label):
+    """Share of the problems in each of RATES, (6,), of a filter run's batches over steps and seeds; [] without counts.
+
+    The rate is that of further rollouts by the student of that step.
+    """
+    counts = [count for rows in scores.logs(label, "metrics.jsonl") for row in rows
+              for count in row.get("success_counts", [])]
+    if not counts:
+        return []
+    rates = np.array(counts) / flags_of(scores.trained(label))[0]["success_draws"]
+    return np.bincount(np.searchsorted([0, 0.25, 0.5, 0.75], rates) + (rates == 1), minlength=len(RATES)) / len(rates)
+
+
+def plot_success(scores):
+    """How hard the problems of each arm's batches are for its student, in each design."""
+    def draw(axis, method, design):
+        for i, (name, label) in enumerate(arm_labels(method, design).items()):
+            if label in shares:
+                axis.bar(np.arange(len(RATES)) + 0.28 * (i - 1), 100 * shares[label], 0.28, label=name,
+                         color=("lightgrey", "black", "white")[i], edgecolor="black", linewidth=0.6)
+        axis.set(xticks=range(len(RATES)), xticklabels=RATES, xlabel="success rate of the student on the problem",
+                 ylabel="problems of the batches, %", title=f"{method.upper()}{design}")
+        legend_above(axis)
+
+    labels = [label for m in ("opd", "opsd") for design in DESIGNS for label in arm_labels(m, design).values()]
+    shares = {label: found for label in labels if len(found := success_shares(scores, label))}
+    panels = [(m, design) for m in ("opd", "opsd") for design in DESIGNS
+              if any(label in shares for label in arm_labels(m, design).values())]
+    rows = [[("run", label), *((f"{name}, %", f"{100 * share:.1f}") for name, share in zip(RATES, found, strict=True))]
+            for label, found in shares.items()]
+    return figure(scores, "success", panels, draw, "Success rates of the problems of each arm",
+                  [*(markdown_table(rows) if rows else []), "",
+                   "Problems of the arms' batches by the success rate of the arm's student at that step, over further "
+                   "rollouts; checkpoint steps and seeds pooled."], size=(4.2, 3.0))
 
 
 def plot_sweeps(scores):
@@ -2213,14 +2259,17 @@ SECTIONS = [
             [Claim("ReNIO beats teacher-to-student sample weights", "opsd+renio", "opsd+ts_sample"),
              Claim("ReNIO beats student-to-teacher token weights", "opsd+renio", "opsd+st_token")]),
     Section("Figure 1: training on correct or incorrect rollouts",
-            ["base", *(f"{m}{design}-{arm}" for m in ("opd", "opsd") for design in ("", "-matched")
-                       for arm in ("correct", "incorrect", "unfiltered"))],
-            [Claim(f"incorrect-only {does} correct-only in {m.upper()}"
-                   f"{', on the same problems (not in the paper)' * bool(design)}",
-                   f"{m}{design}-incorrect", f"{m}{design}-correct", key)
+            ["base", *(f"{m}{design}-{arm}" for m in ("opd", "opsd") for design, (arms, _) in DESIGNS.items()
+                       for arm in arms)],
+            [Claim(f"incorrect-only {does} {'unfiltered' if other == 'unfiltered' else 'correct-only'} in {m.upper()}"
+                   f"{where}", f"{m}{design}-incorrect", f"{m}{design}-{other}", key)
              for key, does in (("right", "beats"), ("tokens", "makes longer answers than"),
                                ("markers", "makes more reflection markers than"))
-             for m in ("opd", "opsd") for design in ("", "-matched")], plot_filter),
+             for m in ("opd", "opsd")
+             for design, other, where in (("", "correct", ""),
+                                          ("-matched", "correct", ", on the same problems (not in the paper)"),
+                                          ("-hard", "unfiltered", ", on the same hard problems (not in the paper)"))],
+            plot_filter),
     Section("Figure 6: sweeps",
             ["opd+renio-clip2.0", "opd+renio-clip2.5", CENTRE, "opd+renio-threshold0.6", "opd+renio-threshold1.0"],
             [Claim("clip 3.0 beats 2.0", CENTRE, "opd+renio-clip2.0"),

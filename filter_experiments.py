@@ -61,6 +61,7 @@ class FilterConfig(Config):
     arm: Literal["correct", "incorrect", "unfiltered"] = flag("unfiltered", "free: which rollouts to train on")
     max_draws: int = flag(16, "matched, hard: rollouts of a problem at most from each student", low=1)
     max_problems: int = flag(16, "problems tried at most for each one that an update takes", low=1)
+    success_draws: int = flag(0, "further rollouts of each problem at a checkpoint, whose right ones are logged", low=0)
 
     @property
     def students(self):
@@ -178,7 +179,18 @@ def draw(samplers, examples, step, config, devices):
         rollouts[arm] = [next(rollout for rollout in candidate.rollouts[arm] if belongs(rollout.right, arm))
                          for candidate in taken]
         metrics[arm] = dict(drawn=counts.total(), drawn_right=counts[True], drawn_ungradable=counts[None], **common)
+    if config.success_draws and config.save_steps and (step + 1) % config.save_steps == 0:
+        for i, arm in enumerate(samplers):
+            seed = rollout_seed(config, step, devices.rank) + (10**6 + i) * 10**12  # beyond those of find_problems
+            counts = success_counts(samplers[arm], [rollout.example for rollout in rollouts[arm]], config, seed)
+            metrics[arm]["success_counts"] = devices.gather(counts)
     return rollouts, metrics
+
+
+def success_counts(sampler, examples, config, seed):
+    """How many of success_draws further rollouts of each example are right: how hard it is for the present student."""
+    drawn = sampler(examples * config.success_draws, seed)
+    return [sum(rollout.right is True for rollout in drawn[i :: len(examples)]) for i in range(len(examples))]
 
 
 def study(config, devices):

@@ -1728,6 +1728,7 @@ class RolloutSampler:
         if self.engine:
             self.weights = full_weights(self.student)
             yield
+            self.weights = self.engine.loaded = None  # gathered, they take memory
         else:
             with self.devices.unsharded(self.student):
                 yield

@@ -201,7 +201,7 @@ settings() { # settings RATE TOKENS: what the runs of a scale share; OTHER is {o
   local sampling=(--decoding sampled --temperature 1.0 --top_p 0.95 --top_k 0 --max_new_tokens 38912 --thinking
     --engine "$ENGINE" --batch_size 512) # Table 7
   case $SCALE in
-    micro) STEPS=50 OTHER=16 WHOLE=() ;;
+    micro) STEPS=50 OTHER=16 WHOLE=(--success_draws 8) ;;
     small) OTHER=64 ;;
     one)
       TRAINING=(--task math --dataset "$DATASET" "${common[@]}" --max_prompt_tokens 2048)

@@ -125,12 +125,14 @@ def write_all_runs(folder, seeds=(0, 1, 2)):
                           tokens=(10 + seed % 2) * (1 + ("incorrect" in label)), markers=int(rng.integers(2)))
             row = dict(divergence=0.1, rollout_accuracy=0.5, key_token_share=0.1, weight_max=3.0,
                        effective_sample_size=20.0)
+            if label.endswith(("correct", "unfiltered")):  # an arm of the filter study, of 8 draws
+                row["success_counts"] = [8, 8, 7, 4] if label.endswith("-correct") else [0, 1, 2, 8]
             (run / "metrics.jsonl").write_text("".join(
                 json.dumps(dict(row, step=step, seconds=0.5 + 0.01 * step,
                                 weight_auc_wrong=None if step == 8 else 0.9 + 0.02 * (seed % 2))) + "\n"
                 for step in range(1, 21)))
             (run / "config.json").write_text(json.dumps(dict(flags=dict(
-                method="grpo" if label == "grpo" else "opd", iterations=2))))
+                method="grpo" if label == "grpo" else "opd", iterations=2, success_draws=8))))
         for label in ("opd", "opsd"):
             with (folder / f"seed{seed}" / label / "rollouts.jsonl").open("w") as file:
                 for _ in range(100):

@@ -263,6 +263,29 @@ def test_arms_of_a_design_that_starve_say_so(tmp_path, design, message):
         study(renio.Devices("cpu"), tmp_path / "run", "--design", design, "--max_draws", "1", "--max_problems", "2")
 
 
+def test_the_success_rates_of_the_batch_are_counted_on_further_rollouts_at_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(renio, "grade_rollout", by_sum)
+    drawn, real = [], renio.RolloutSampler.__call__
+
+    def noted(sampler, examples, seed):
+        rollouts = real(sampler, examples, seed)
+        drawn.append((sampler, rollouts))
+        return rollouts
+
+    monkeypatch.setattr(renio.RolloutSampler, "__call__", noted)
+    study(renio.Devices("cpu"), tmp_path / "run", "--design", "hard", "--success_draws", "5", "--save_steps", "2")
+    rows = {arm: rows_of(tmp_path / "run" / arm) for arm in ("incorrect", "unfiltered")}
+    extra = [(sampler, rollouts) for sampler, rollouts in drawn if len(rollouts) == 5 * 4
+             and len({r.example.row["problem"] for r in rollouts}) == 4]
+    for arm, (sampler, rollouts) in zip(rows, extra, strict=True):
+        assert sampler.config.arm == arm and ["success_counts" in row for row in rows[arm]] == [False, True, False]
+        right = Counter(r.example.row["problem"] for r in rollouts if r.right)
+        problems = [r.example.row["problem"] for r in rollouts[:4]]
+        assert rows[arm][1]["success_counts"] == [right[problem] for problem in problems]
+        assert rows[arm][1]["drawn"] == sum(
+            len(others) for s, others in drawn if s is sampler) - 20 - rows[arm][0]["drawn"] - rows[arm][2]["drawn"]
+
+
 class Scripted:
     """In place of a RolloutSampler: verdicts from a function of the problem's number; keeps what it was asked for."""
 

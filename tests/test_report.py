@@ -410,8 +410,8 @@ def test_the_report_holds_every_table_and_figure(tmp_path):
     text, rows = report_on(tmp_path)
     for section in renio_eval.SECTIONS:
         assert f"## {section.title}" in text
-    for name in ("scores", "figure1", "figure1-matched", "figure3", "figure4", "figure5", "figure6", "weights",
-                 "steps"):
+    for name in ("scores", "figure1", "figure1-matched", "figure1-hard", "success", "figure3", "figure4", "figure5",
+                 "figure6", "weights", "steps"):
         assert f"({name}.png)" in text and (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
     for claim, *_ in (claim for section in renio_eval.SECTIONS for claim in section.claims):
         sampled, greedy = rows[claim.replace("*", "16")]
@@ -436,6 +436,18 @@ def test_the_report_holds_every_table_and_figure(tmp_path):
     assert rows["opd@16"][0][-1] == "40.37" and [row[-1] for row in rows["opd"]][1] == "41.38"
     assert "## Other runs" in text and rows["my own"][0][0] == "3"
     assert text.index("## Verdicts") < text.index("## Tables 1 and 2")
+
+
+def test_problems_are_counted_by_the_success_rate_of_the_student(tmp_path):
+    write_all_runs(tmp_path, seeds=(0, 1))
+    [scores] = renio_eval.read_folder(tmp_path)
+    # 8 draws: 8 and 8 always, 7 below always, 4 half; and 0 never, 1 and 2 up to a quarter, 8 always
+    assert renio_eval.success_shares(scores, "opd-hard-unfiltered").tolist() == [0.25, 0.5, 0, 0, 0, 0.25]
+    assert renio_eval.success_shares(scores, "opd-correct").tolist() == [0, 0, 0.25, 0, 0.25, 0.5]
+    assert len(renio_eval.success_shares(scores, "opd")) == 0
+    text = "\n".join(renio_eval.plot_filter(scores))
+    assert "| opsd-matched-correct | 0.0 | 0.0 | 25.0 | 0.0 | 25.0 | 50.0 |" in text
+    assert "| opd-hard-incorrect |" in text and "opd-hard-correct" not in text
 
 
 def test_what_is_published_gives_the_same_report_again_and_holds_no_answers(tmp_path):

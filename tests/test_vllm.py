@@ -16,6 +16,7 @@ from conftest import ROOT
 from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
 import eval as renio_eval
+import filter_experiments
 import renio
 from renio import VllmSampler, sample
 
@@ -86,6 +87,33 @@ def test_the_engine_has_the_student_of_every_step(tmp_path, tokenizer, model_fol
     teacher = make_model(tmp_path / "teacher", tokenizer, seed=1)
     train_and_compare(["--model", model_folder, "--teacher", teacher, "--lora_r", lora_r, "--output_dir",
                        str(tmp_path / "run")])
+
+
+@needs_vllm
+@pytest.mark.parametrize("lora_r", ["0", "4"])
+def test_one_engine_samples_for_each_arm_from_its_own_student(tmp_path, model_folder, monkeypatch, lora_r):
+    answers, real = {}, filter_experiments.draw
+
+    def draw(samplers, examples, step, *others):
+        for _ in range(2):  # back and forth
+            for arm, sampler in samplers.items():
+                with sampler.awake_engine() as engine:
+                    answers[arm, step] = engine(PROMPTS, 16, sampler.eos_ids, temperature=0)
+                assert answers[arm, step] == sample(sampler.student, PROMPTS, 16, sampler.eos_ids, temperature=0)
+        return real(samplers, examples, step, *others)
+
+    monkeypatch.setattr(filter_experiments, "draw", draw)
+    monkeypatch.setattr(renio, "grade_rollout", lambda tokenizer, completion, *_: (True, False)[sum(completion) % 2])
+    flags = renio.parse_config(
+        ["--method", "opsd", "--design", "matched", "--model", model_folder, "--lora_r", lora_r, "--rollout_engine",
+         "vllm", "--learning_rate", "0.03", "--max_steps", "3", "--batch_size", "4", "--prefix_tokens", "16",
+         "--output_dir", str(tmp_path / "run")], filter_experiments.FilterConfig)
+    try:
+        filter_experiments.study(flags, renio.Devices(DEVICE))
+    finally:
+        VllmSampler.close()
+    assert answers["correct", 0] == answers["incorrect", 0] == answers["unfiltered", 0]
+    assert answers["correct", 2] != answers["incorrect", 2] != answers["correct", 0]
 
 
 @needs_vllm
