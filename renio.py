@@ -181,7 +181,7 @@ ONE = dict(max_prompt_tokens=2048, micro_batch_size=8, vllm_memory=0.4, vllm_sle
 SCALES = {  # what differs from the paper's settings, the defaults above
     "micro": {"sft": MICRO | dict(learning_rate=2e-3, batch_size=16, max_steps=1800, schedule_steps=1800,
                                   warmup_steps=50, save_steps=600, max_grad_norm=1.0, token_reduction="mean"),
-              "grpo": MICRO | dict(learning_rate=2e-4, token_reduction="mean"), "opd": MICRO, "opsd": MICRO},
+              "grpo": MICRO | dict(learning_rate=3e-4, token_reduction="mean"), "opd": MICRO, "opsd": MICRO},
     "small": dict.fromkeys(("sft", "grpo", "opd", "opsd"), dict(
         model="HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32", batch_size=8, learning_rate=1e-5,
         gradient_checkpointing=False, prefix_tokens=256)),
