@@ -4,6 +4,7 @@
     python eval.py --model Qwen/Qwen3-1.7B --adapter runs/opd+renio/final --scale paper --output scores.json
     python eval.py --model DIR_OR_NAME --benchmarks gsm8k humaneval+ --data_dir DATA --limit 8 --output scores.json
     python eval.py --checkpoints runs/opd+renio --model DIR_OR_NAME   # every checkpoint-N, its scores in its eval.json
+    python eval.py --model A --output A.json then --model B --output B.json   # in one process: it starts but once
     python eval.py --model DIR_OR_NAME --scale paper --preflight      # whether all is there that this scoring needs
     python eval.py compare A.json B.json      # paired difference of B over A, its interval and p-value
     python eval.py compare A0.json A1.json A2.json vs B0.json B1.json B2.json      # the same over training seeds
@@ -1171,7 +1172,8 @@ def bootstrap_interval(values, resamples=10_000, level=0.95):
 @functools.lru_cache(maxsize=2)  # drawing them costs far more than using them
 def bootstrap_weights(n, resamples):
     """Weight of each of n values in the mean of each bootstrap resample, (resamples, n)."""
-    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=resamples) / n
+    drawn = np.random.default_rng(0).integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n) / n
 
 
 def t_p_value(t, df):
@@ -2380,7 +2382,7 @@ def chapter(scores):
 # Command line.
 
 PRESETS = {  # of --scale, for flags that are not given
-    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=80, batch_size=256, dtype="float32"),
+    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=80, batch_size=500, dtype="float32"),
     "small": dict(benchmarks=["gsm8k"], n=4, max_new_tokens=512, batch_size=16, dtype="float32"),
     "one": dict(benchmarks=["gsm8k:250", "math500"], n=4, max_new_tokens=2048, batch_size=256, dtype="bfloat16",
                 thinking=False, decoding=["sampled", "greedy"]),
@@ -2456,6 +2458,12 @@ def parse_args(argv):
     return args
 
 
+def split_words(words, between):
+    """The words in front of, between and behind each word `between`."""
+    places = [-1, *(i for i, word in enumerate(words) if word == between), len(words)]
+    return [words[start + 1 : end] for start, end in itertools.pairwise(places)]
+
+
 def main(argv=None):
     try:
         match sys.argv[1:] if argv is None else argv:
@@ -2470,13 +2478,13 @@ def main(argv=None):
             case ["compare", *words]:
                 compare(words)
             case words:
-                args = parse_args(words)
-                try:
-                    if args.preflight:
-                        sys.exit(preflight(args))
-                    (evaluate_checkpoints if args.checkpoints else evaluate)(args)
-                finally:
-                    renio.VllmSampler.close()
+                for args in [parse_args(part) for part in split_words(words, "then")]:  # a wrong flag ends it at once
+                    try:
+                        if args.preflight:
+                            sys.exit(preflight(args))
+                        (evaluate_checkpoints if args.checkpoints else evaluate)(args)
+                    finally:
+                        renio.VllmSampler.close()
     except renio.UserError as error:
         sys.exit(f"eval.py: {error}")
     except OSError as error:

@@ -1,6 +1,6 @@
 """ReNIO: on-policy distillation that weights each rollout by how over-confident the student was in it.
 
-    python renio.py --method sft --model init:micro --dataset arith-gaps --privileged_share 0.4 --output_dir runs/base
+    python renio.py --method sft --model init:micro --dataset arith-gaps --privileged_share 0.5 --output_dir runs/base
     python renio.py --method opsd --weighting renio --model runs/base/final --output_dir runs/opsd+renio
     python renio.py --method opd --weighting renio --model runs/base/final --teacher runs/teacher/final \\
         --output_dir runs/opd+renio
@@ -175,14 +175,13 @@ class Config:
 
 
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
-             prefix_tokens=40, temperature=1.0, micro_batch_size=32, learning_rate=3e-4, max_steps=50,
-             max_prompt_tokens=256, save_steps=10)
+             prefix_tokens=72, temperature=1.0, micro_batch_size=8, learning_rate=1.5e-4, warmup_steps=5, max_steps=50,
+             schedule_steps=50, max_prompt_tokens=256, save_steps=10)
 ONE = dict(max_prompt_tokens=2048, micro_batch_size=8, vllm_memory=0.4, vllm_sleep=True)  # so that 24 GB suffice
 SCALES = {  # what differs from the paper's settings, the defaults above
-    "micro": {"sft": MICRO | dict(learning_rate=1e-3, max_steps=1000, schedule_steps=1000, warmup_steps=50,
-                                  save_steps=200, max_grad_norm=1.0, token_reduction="mean"),
-              # its few prompts a batch make noisy updates: 3e-4 takes the student's answers apart
-              "grpo": MICRO | dict(learning_rate=1e-4, token_reduction="mean"), "opd": MICRO, "opsd": MICRO},
+    "micro": {"sft": MICRO | dict(learning_rate=2e-3, batch_size=16, max_steps=1800, schedule_steps=1800,
+                                  warmup_steps=50, save_steps=600, max_grad_norm=1.0, token_reduction="mean"),
+              "grpo": MICRO | dict(learning_rate=3e-4, token_reduction="mean"), "opd": MICRO, "opsd": MICRO},
     "small": dict.fromkeys(("sft", "grpo", "opd", "opsd"), dict(
         model="HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32", batch_size=8, learning_rate=1e-5,
         gradient_checkpointing=False, prefix_tokens=256)),
@@ -666,6 +665,17 @@ def distillation_step(student, teacher, rollouts, config, devices, watch, seed=0
     return total, records
 
 
+def by_length(rollouts, config):
+    """The rollouts in the order of their lengths, since a micro-batch pays for its longest.
+
+    As they were drawn in grpo, whose groups stand together, and under --variant official, where the micro-batch is what
+    the weight is normalized over.
+    """
+    if config.method == "grpo" or config.variant == "official":
+        return rollouts
+    return sorted(rollouts, key=lambda rollout: len(rollout.example.student_prompt) + len(rollout.completion))
+
+
 def micro_batches(rollouts, config):
     return [rollouts[i : i + config.micro_batch_size] for i in range(0, len(rollouts), config.micro_batch_size)]
 
@@ -848,6 +858,7 @@ class Run:
     def make_step(self, step, rollouts, watch, **drawn):
         """Gradients and update, in GRPO several on the same rollouts, and a row of the log; drawn: metrics for it."""
         config, devices, student, old_logprobs = self.config, self.devices, self.student, []
+        rollouts = by_length(rollouts, config)
         set_learning_rate(self.optimizer, step, config)
         for _ in range(config.iterations if config.method == "grpo" else 1):
             if config.method == "sft":
@@ -906,7 +917,7 @@ def learning_rate(config, step):
 # ---------------------------------------------------------------------------------------------------------------------
 # The fused divergence, and the log-probabilities of GRPO: heads without full logits.
 
-CHUNK = 64  # rows of logits held at a time: large enough for the matrix products, small beside the activations
+CHUNK = 128  # rows of logits held at a time: large enough for the matrix products, small beside the activations
 
 
 class TokenDivergence(NamedTuple):
@@ -953,8 +964,8 @@ def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head,
     that `token_divergence` refuses.
 
     Divergences meet only a linear weighting afterwards, so their gradient with respect to a row's hidden state can be
-    taken as soon as its chunk is there; backward multiplies it by the upstream factor of its token. Only a head that
-    trains costs a second pass over the chunks, since its gradient mixes rows whose factors are not known before.
+    taken as soon as its chunk is there; backward multiplies it by the upstream factor of its token. Only the gradient
+    of a head that trains mixes rows whose factors are not known before: backward then goes over the chunks once more.
     """
     check_divergence(beta, temperature, entry_clip, clip_mode)
     student_head, teacher_head = (Head(head) if isinstance(head, torch.Tensor) else Head(*head)
@@ -972,11 +983,13 @@ class FusedDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, teacher, tokens, settings):
+        needs_hidden, *needs_head = ctx.needs_input_grad[:3]
         columns = hidden.new_empty(4, len(tokens), dtype=logit_dtype(hidden))
-        gradient = torch.empty_like(hidden)  # of each row's divergence with respect to its hidden state
+        gradient = torch.empty_like(hidden) if needs_hidden and not any(needs_head) else None  # each row's own
         for rows, column, logit_gradient in divergence_chunks((hidden, Head(weight, bias)), teacher, tokens, settings):
             columns[:, rows] = torch.stack(column)
-            torch.mm(logit_gradient.to(weight.dtype), weight, out=gradient[rows])
+            if gradient is not None:
+                torch.mm(logit_gradient.to(weight.dtype), weight, out=gradient[rows])
         ctx.save_for_backward(hidden, weight, bias, tokens, gradient)
         ctx.teacher, ctx.settings = teacher, settings
         divergence, *others = columns.unbind()
@@ -986,18 +999,22 @@ class FusedDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream, *_):
         hidden, weight, bias, tokens, gradient = ctx.saved_tensors
-        _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        weight_gradient = torch.zeros_like(weight) if needs_weight else None
-        bias_gradient = torch.zeros_like(bias) if needs_bias else None
-        if needs_weight or needs_bias:
-            student = hidden, Head(weight, bias)
-            for rows, _, logit_gradient in divergence_chunks(student, ctx.teacher, tokens, ctx.settings):
-                logit_gradient = logit_gradient.mul_(upstream[rows, None]).to(weight.dtype)
-                if needs_weight:
-                    weight_gradient.addmm_(logit_gradient.T, hidden[rows])
-                if needs_bias:
-                    bias_gradient += logit_gradient.sum(0)
-        return gradient * upstream[:, None].to(gradient.dtype), weight_gradient, bias_gradient, None, None, None
+        factors = upstream[:, None] / ctx.settings.temperature
+        if gradient is not None:
+            return gradient * factors.to(gradient.dtype), *[None] * 5
+        gradient, *head_gradient = (torch.zeros_like(x) if needed else None for x, needed in
+                                    zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True))
+        weight_gradient, bias_gradient = head_gradient
+        student = hidden, Head(weight, bias)
+        for rows, _, logit_gradient in divergence_chunks(student, ctx.teacher, tokens, ctx.settings):
+            logit_gradient = logit_gradient.mul_(factors[rows]).to(weight.dtype)
+            if gradient is not None:
+                torch.mm(logit_gradient, weight, out=gradient[rows])
+            if weight_gradient is not None:
+                weight_gradient.addmm_(logit_gradient.T, hidden[rows])
+            if bias_gradient is not None:
+                bias_gradient += logit_gradient.sum(0)
+        return gradient, weight_gradient, bias_gradient, None, None, None
 
 
 def logit_dtype(hidden):
@@ -1006,72 +1023,53 @@ def logit_dtype(hidden):
 
 def divergence_chunks(student, teacher, tokens, settings):
     """For each chunk of rows: the slice, the columns of a TokenDivergence, and the gradient of the rows' divergence
-    with respect to the student's logits (n, V), in a buffer that the next chunk overwrites.
+    with respect to the student's logits over the temperature (n, V), in a buffer that the next chunk overwrites.
 
     student, teacher: pairs of hidden states (N, D) and Head. settings: DivergenceSettings.
     """
-    (student_hidden, student_head), (teacher_hidden, teacher_head) = student, teacher
-    n, chunk, temperature = len(tokens), settings.chunk, settings.temperature
-    buffers = student_hidden.new_empty(3, min(chunk, n), len(student_head.weight), dtype=logit_dtype(student_hidden))
-    for start in range(0, n, chunk):
-        rows = slice(start, min(start + chunk, n))
-        s, t, p = buffers[:, : rows.stop - start]
-        write_logits(student_hidden[rows], student_head, temperature, s)
-        write_logits(teacher_hidden[rows], teacher_head, temperature, t)
-        plain = settings.beta == 0 and settings.entry_clip is None and settings.estimator == "full"
-        column = forward_kl(s, t, p, tokens[rows]) if plain else other_divergence(s, t, p, tokens[rows], settings)
-        yield rows, column, s.div_(temperature)
+    n, vocabulary, dtype = len(tokens), len(student[1].weight), logit_dtype(student[0])
+    buffers = student[0].new_empty(3, min(settings.chunk, n), vocabulary, dtype=dtype)
+    for start in range(0, n, settings.chunk):
+        rows = slice(start, min(start + settings.chunk, n))
+        logits, log_s, log_t = buffers[:, : rows.stop - start]
+        for (hidden, head), log_p in ((student, log_s), (teacher, log_t)):
+            write_logits(hidden[rows], head, settings.temperature, logits)
+            torch.log_softmax(logits, 1, out=log_p)
+        yield rows, *chunk_divergence(log_s, log_t, logits, tokens[rows], settings)
 
 
 def write_logits(hidden, head, temperature, out):
     """Write the logits of hidden states (n, D), divided by the temperature, to `out` (n, V)."""
     if head.weight.dtype == out.dtype:
-        torch.mm(hidden, head.weight.T, out=out)
+        torch.mm(hidden / temperature, head.weight.T, out=out)
     else:
-        out.copy_(hidden @ head.weight.T)
+        out.copy_(hidden @ head.weight.T).div_(temperature)
     if head.bias is not None:
-        out += head.bias
-    if temperature != 1:
-        out /= temperature
+        out += head.bias.to(out.dtype) / temperature
 
 
-def forward_kl(s, t, p, tokens):
-    """Columns of a TokenDivergence for forward KL, all work in place on (n, V) buffers.
+def chunk_divergence(s, t, p, tokens, settings):
+    """Columns of a TokenDivergence, and the gradient of the divergence with respect to the student's logits (n, V).
 
-    s, t: logits of student and teacher; afterwards s holds p_S - p_T, the gradient with respect to the former.
+    s, t: log p_S and log p_T, (n, V); they and the buffer p, (n, V), are overwritten. With g_v the derivative of entry
+    v's term with respect to log p_S(v), 0 where the clip holds the term, the gradient is g - p_S sum(g).
     """
-    teacher_logprob, entropy = teacher_columns(t, p, tokens)  # p is p_T from here on, t free
-    s -= s.amax(1, keepdim=True)
-    cross = torch.mul(p, s, out=t).sum(1)
-    student_logprob = s.gather(1, tokens[:, None]).squeeze(1)
-    normalizer = s.exp_().sum(1)
-    log_normalizer = normalizer.log()
-    torch.addcdiv(p.neg_(), s, normalizer[:, None], out=s)
-    return log_normalizer - cross - entropy, student_logprob - log_normalizer, teacher_logprob, entropy
-
-
-def other_divergence(s, t, p, tokens, settings):
-    """As `forward_kl`, for every divergence that `token_divergence` has, and `sampled_divergence`.
-
-    With g_v the derivative of entry v's term with respect to log p_S(v), 0 where the clip holds the term, the gradient
-    with respect to the student's logits is g - p_S sum(g).
-    """
-    s -= s.logsumexp(1, keepdim=True)
-    student_logprob = s.gather(1, tokens[:, None]).squeeze(1)
-    t -= t.logsumexp(1, keepdim=True)
-    teacher_logprob, p_t = t.gather(1, tokens[:, None]).squeeze(1), torch.exp(t, out=p)
+    student_logprob, teacher_logprob = (x.gather(1, tokens[:, None]).squeeze(1) for x in (s, t))
+    p_t, beta = torch.exp(t, out=p), settings.beta
     entropy = -torch.linalg.vecdot(p_t, t)
-    p_s, beta = s.exp(), settings.beta  # s, t: log p_S, log p_T from here on
     if settings.estimator == "sampled":
+        p_s = s.exp_()
         terms = g = p_t.zero_().scatter_(1, tokens[:, None], (student_logprob - teacher_logprob)[:, None])
     elif beta == 0:
         terms = t.sub_(s).mul_(p_t)
-        g = p_t.neg_()
+        g, p_s = p_t.neg_(), s.exp_()
     elif beta == 1:
+        p_s = s.exp()
         terms = s.sub_(t).mul_(p_s)
         g = torch.add(terms, p_s, out=p)
     else:
-        log_m = torch.logaddexp(s + math.log(1 - beta), t + math.log(beta))
+        p_s = s.exp()
+        log_m = torch.lerp(p_s, p_t, beta).clamp_(min=torch.finfo(p.dtype).tiny).log_()
         g = s.sub_(log_m).mul_(p_s).mul_(1 - beta)  # what the mixture adds cancels
         terms = t.sub_(log_m).mul_(p_t).mul_(beta).add_(g)
     if settings.entry_clip is not None:
@@ -1079,20 +1077,8 @@ def other_divergence(s, t, p, tokens, settings):
         g.masked_fill_((terms < low) | (terms > settings.entry_clip), 0.0)
         terms.clamp_(low, settings.entry_clip)
     divergence = terms.sum(1)
-    torch.addcmul(g, p_s, g.sum(1, keepdim=True), value=-1, out=s)
-    return divergence, student_logprob, teacher_logprob, entropy
-
-
-def teacher_columns(t, p, tokens):
-    """Log-probability of the tokens and entropy, (n,) each, under logits t (n, V), which are overwritten; p holds the
-    probabilities afterwards."""
-    t -= t.amax(1, keepdim=True)
-    torch.exp(t, out=p)
-    normalizer = p.sum(1)
-    log_normalizer = normalizer.log()
-    p /= normalizer[:, None]
-    logprob = t.gather(1, tokens[:, None]).squeeze(1) - log_normalizer
-    return logprob, log_normalizer - t.mul_(p).sum(1)
+    torch.addcmul(g, p_s, g.sum(1, keepdim=True), value=-1, out=p_s)
+    return (divergence, student_logprob, teacher_logprob, entropy), p_s
 
 
 def head_logprobs(hidden, head, tokens, temperature):
@@ -1269,14 +1255,14 @@ def parse_json(text, source, first_line=1):
 #   solution   a 3 +8 1 b 7 -5 2 c 2 *9 8 d 6 *4 4 \boxed{ 1 2 8 4 }
 #
 # The solution repeats each operation before its result, which makes a result a look-up in a table of 10 digits x 27
-# operations. A model trained without part of that table (`gaps`) has something real to learn from a teacher that
-# knows it, and is wrong under greedy decoding too, where a merely noisy model would be right. The operations do not
-# build on each other: if they did, the reference solution would say nothing about how to go on after a wrong result,
-# and a teacher that reads it would teach noise on every token behind the student's first mistake.
+# operations. A model that was taught to guess part of that table (its `gaps`) has something real to learn from a
+# teacher that knows it, and is wrong under greedy decoding too, where a merely noisy model would be right. The
+# operations do not build on each other: if they did, the reference solution would say nothing about how to go on after
+# a wrong result, and a teacher that reads it would teach noise on every token behind the student's first mistake.
 
 STEP_NAMES = "abcdefghij"
 OPERATIONS = [f"{sign}{digit}" for sign in "+-*" for digit in range(1, 10)]
-STEPS = (4, 6)  # fewest and most operations of a problem
+STEPS = (3, 10)  # fewest and most operations of a problem
 
 
 def apply_operation(value, operation):
@@ -1286,47 +1272,46 @@ def apply_operation(value, operation):
 
 
 def operation_gaps(share=0.2):
-    """The (digit, operation) pairs that a model trained with gaps never sees: the same set on every call."""
+    """The (digit, operation) pairs whose results a model trained with gaps has to guess: the same on every call."""
     pairs = [(value, operation) for value in range(10) for operation in OPERATIONS]
-    return set(random.Random("gaps").sample(pairs, round(share * len(pairs))))
+    return random.Random("gaps").sample(pairs, round(share * len(pairs)))
 
 
-def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015, rechecks=0.05):
+def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015, rechecks=0.05, doubted=0.3):
     """n problems of the arithmetic world, as dicts of problem, solution, answer and demonstration.
 
     split: "train" or "test"; rows of the two come from disjoint seeds.
-    gaps: no problem needs a pair of `operation_gaps`.
     invented: results are random digits, so that a row can be solved only by reading its reference solution.
-    slips, rechecks: the demonstration, which a model is trained to write, has a wrong result in the share `slips` of
-        its steps, half of which are noticed ("wait") and redone, while the others end up in its answer; and the share
-        `rechecks` of right results is checked again in the same words, so that "wait" does not always mean an error.
+    The demonstration, which a model is trained to write, has steps that are checked again ("wait") in the same words:
+    the share `rechecks` of right results and half of the wrong ones, which are the share `slips`. The second result is
+    right; where there is none, the first ends up in the answer.
+    gaps: the results of `operation_gaps` are random digits, which a model learns to guess. The share `doubted` of them
+        is checked again, and of every other gap that result is right: a re-check can mend an answer, or not.
     """
     rng = random.Random(f"arith {split} {seed}")
-    unknown = operation_gaps() if gaps else set()
+    guessed = operation_gaps() if gaps else []
+    unknown = guessed[::2]
     rows = []
     for _ in range(n):
         problem, solution, demonstration, results, written = [], [], [], [], []
         for name in STEP_NAMES[: rng.randint(*STEPS)]:
-            value = rng.randrange(10)
-            operation = rng.choice([o for o in OPERATIONS if (value, o) not in unknown])
+            value, operation = rng.randrange(10), rng.choice(OPERATIONS)
             result = rng.randrange(10) if invented else apply_operation(value, operation)
             step = [name, str(value), operation]
             problem += step
             solution += [*step, str(result)]
             results.append(str(result))
-            written.append(str(result))
-            draw = rng.random()
-            if draw < slips:
-                wrong = str((result + rng.randint(1, 9)) % 10)
-                demonstration += [*step, wrong]
-                if draw < slips / 2:
-                    demonstration += ["wait", *step, str(result)]
-                else:
-                    written[-1] = wrong
+            if (value, operation) in guessed:
+                last, again = rng.randrange(10), doubted
+            elif rng.random() < slips:
+                last, again = (result + rng.randint(1, 9)) % 10, 0.5
             else:
-                demonstration += [*step, str(result)]
-                if draw < slips + rechecks:
-                    demonstration += ["wait", *step, str(result)]
+                last, again = result, rechecks
+            demonstration += [*step, str(last)]
+            if rng.random() < again:
+                last = rng.randrange(10) if (value, operation) in unknown else result
+                demonstration += ["wait", *step, str(last)]
+            written.append(str(last))
         rows.append(dict(problem=" ".join(problem), solution=" ".join([*solution, "\\boxed{", *results, "}"]),
                          answer="".join(results),
                          demonstration=" ".join([*demonstration, "\\boxed{", *written, "}"])))
@@ -1554,6 +1539,8 @@ def init_model(name, tokenizer, seed):
     return Qwen3ForCausalLM(Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=3 * hidden_size, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=4, head_dim=hidden_size // 4, max_position_embeddings=512,
+        # the defaults, made for wide models and long texts, take more than twice as many steps
+        initializer_range=0.05, rope_parameters=dict(rope_type="default", rope_theta=100.0),
         tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 

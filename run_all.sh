@@ -38,8 +38,8 @@ cd "$(dirname "$0")"
 # A name with code- has code in place of math. For what stands in braces see the settings.
 read -r -d '' RUNS <<'END' || true
 # name                 scales      kind    flags
-base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.4
-teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 800 --schedule_steps 800
+base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.5
+teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 1200 --schedule_steps 1200
 base                   all         eval    --model {student}
 base-with-solution     micro,small eval    --model {student} --privileged
 teacher                all         eval    --model {teacher}
@@ -98,11 +98,27 @@ opd+renio-threshold1.0 all         train   --method opd --teacher {teacher} --we
 
 opd+renio_shuffled     all         curve   --method opd --teacher {teacher} --weighting renio_shuffled
 opsd+renio_shuffled    all         curve   --method opsd --weighting renio_shuffled
+opd-batch128           all         train   --method opd --teacher {teacher} --batch_size 128
+opd+renio-batch128     all         train   --method opd --teacher {teacher} --batch_size 128 --weighting renio
+opd+renio_shuffled-batch128 all    train   --method opd --teacher {teacher} --batch_size 128 --weighting renio_shuffled
+opsd-batch128          all         train   --method opsd --batch_size 128
+opsd+renio-batch128    all         train   --method opsd --batch_size 128 --weighting renio
+opsd+renio_shuffled-batch128 all   train   --method opsd --batch_size 128 --weighting renio_shuffled
+
+opd-beta0.5            all         train   --method opd --teacher {teacher} --beta 0.5
+opd+renio-beta0.5      all         train   --method opd --teacher {teacher} --beta 0.5 --weighting renio
+opd-beta1              all         train   --method opd --teacher {teacher} --beta 1
+opd+renio-beta1        all         train   --method opd --teacher {teacher} --beta 1 --weighting renio
+opsd-beta0.5           all         train   --method opsd --beta 0.5
+opsd+renio-beta0.5     all         train   --method opsd --beta 0.5 --weighting renio
+opsd-beta1             all         train   --method opsd --beta 1
+opsd+renio-beta1       all         train   --method opsd --beta 1 --weighting renio
 opd+correctness        all         train   --method opd --teacher {teacher} --weighting correctness
 opsd+correctness       all         train   --method opsd --weighting correctness
 opd+iw                 all         train   --method opd --teacher {teacher} --weighting iw
 opsd+pw                all         train   --method opsd --weighting pw
 opsd-nosolution        one,paper   train   --method opsd --privileged False
+opsd-nosolution        micro       train   --method opsd --privileged False --teacher_thinking False
 END
 
 # --- the targets ------------------------------------------------------------------------------------------------------
@@ -131,10 +147,13 @@ figure4   8   9  80GB  seconds a step: table3 grpo
 figure5   6   3  80GB  weight against the teacher's entropy; weight of right and wrong rollouts: pairs
 figure6   8   6  80GB  sweeps of clip and threshold, through 3.0 and 0.8: pairs opd+renio-clip2.0 \
                        opd+renio-clip2.5 opd+renio-clip3.0 opd+renio-threshold0.6 opd+renio-threshold1.0
-controls  8   7  80GB  shuffled weights, the oracle, IW-OPD, PW-OPSD, OPSD without the solution: \
-                       pairs opd+renio_shuffled opsd+renio_shuffled opd+correctness opsd+correctness opd+iw opsd+pw \
-                       opsd-nosolution
-all      25  57  80GB  everything, shared runs once: table1 table2 table3 table4 table8 figure1 figure6 controls
+batch     8  20  80GB  what the weight does, by shuffled weights, at batches of 32 and 128: \
+                       pairs opd+renio_shuffled opsd+renio_shuffled opd-batch128 opd+renio-batch128 \
+                       opd+renio_shuffled-batch128 opsd-batch128 opsd+renio-batch128 opsd+renio_shuffled-batch128
+controls  8   7  80GB  the oracle, IW-OPD, PW-OPSD, JSD and reverse KL, OPSD without the solution: \
+                       pairs opd+correctness opsd+correctness opd+iw opsd+pw opd-beta0.5 opd+renio-beta0.5 opd-beta1 \
+                       opd+renio-beta1 opsd-beta0.5 opsd+renio-beta0.5 opsd-beta1 opsd+renio-beta1 opsd-nosolution
+all      25  57  80GB  everything, shared runs once: table1 table2 table3 table4 table8 figure1 figure6 batch controls
 END
 
 # --- settings by student and by scale ---------------------------------------------------------------------------------
@@ -439,7 +458,7 @@ job() { # job TITLE FILE... -- COMMAND...: add to the plan a COMMAND that makes 
 # --- jobs side by side ------------------------------------------------------------------------------------------------
 
 execute() { # make what the plan has and is not there yet
-  local i number=0 total=0 todo=0 title before=
+  local i number=0 total=0 todo=0 before= share together=()
   for i in "${!PHASES[@]}"; do
     [ "${PHASES[i]}" != report ] || continue
     total=$((total + 1))
@@ -457,18 +476,22 @@ execute() { # make what the plan has and is not there yet
       continue
     fi
     number=$((number + 1))
-    title="[$number of $total] ${TITLES[i]}"
+    TITLES[i]="[$number of $total] ${TITLES[i]}"
     if is_there "$i"; then
-      echo "$title: is there, skipped"
-      continue
+      echo "${TITLES[i]}: is there, skipped"
+    else
+      todo=$((todo - 1)) together+=("$i")
     fi
-    todo=$((todo - 1))
+    # Without a GPU three scores share a process, which takes longer to start than to score a micro model.
+    share=1
+    if [ "$PHASE" = score ] && [ "$GPUS" -eq 0 ] && [ "${PHASES[i + 1]:-}" = score ]; then share=3; fi
+    [ "${#together[@]}" -ge "$share" ] || continue
     if [ "${#PIDS[@]}" -ge "$LIMIT" ]; then # wait for the oldest
       wait "${PIDS[0]}" || stop
       PIDS=("${PIDS[@]:1}")
     fi
-    make "$i" "$title" "$todo" &
-    PIDS+=($!)
+    make "$todo" "${together[@]}" &
+    PIDS+=($!) together=()
   done
 }
 
@@ -478,20 +501,23 @@ is_there() { # is_there INDEX: whether all files of a job are
   for file in "${files[@]}"; do [ -e "$file" ] || return 1; done
 }
 
-make() { # make INDEX TITLE TODO: run a job, which TODO others follow, with a log beside the folder of its first file
-  local files log started=$SECONDS
+make() { # make TODO INDEX...: run jobs in one process, which TODO others follow, with a log beside the first's folder
+  local todo=$1 i files log command started=$SECONDS seconds
+  shift
   eval "files=(${FILES[$1]})"
-  log=$(dirname "${files[0]}").log
+  log=$(dirname "${files[0]}").log command=${COMMANDS[$1]}
   mkdir -p "$(dirname "$log")"
-  echo "$2: started, log in $log"
-  if ! eval "${COMMANDS[$1]}" >>"$log" 2>&1; then
-    echo "failed: ${COMMANDS[$1]}" >&2
+  for i in "${@:2}"; do command="$command then ${COMMANDS[i]#*eval.py }"; done
+  for i in "$@"; do echo "${TITLES[i]}: started, log in $log"; done
+  if ! eval "$command" >>"$log" 2>&1; then
+    echo "failed: $command" >&2
     echo "last lines of $log:" >&2
     tr '\r' '\n' <"$log" | tail -n 15 >&2
     return 1
   fi
-  echo "$PHASE $((SECONDS - started))" >>"$TIMES"
-  echo "$2: made in $((SECONDS - started)) s$(time_left "$3")"
+  seconds=$(((SECONDS - started) / $#)) # of each
+  for i in "$@"; do echo "$PHASE $seconds" >>"$TIMES"; done
+  for i in "$@"; do echo "${TITLES[i]}: made in $seconds s$(time_left "$todo")"; done
 }
 
 time_left() { # time_left JOBS: that of so many, by the mean time of this phase's jobs in this call

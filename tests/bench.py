@@ -6,6 +6,8 @@
     python tests/bench.py devices              # one process against two, and against two with --fsdp, a thread each
     python tests/bench.py sample --model DIR   # our sampling loop against transformers' generate
     python tests/bench.py import               # importing renio against importing torch and transformers
+    python tests/bench.py gpu                  # the paper's sizes on one GPU: see bench_gpu.py
+    python tests/bench.py roofline             # the paper's step, counted on paper: see roofline.py
 """
 
 import argparse
@@ -67,15 +69,25 @@ def one_loss(kind, n, width, beta, entry_clip, train_head, threads, repeats):
     def fused():
         fused_divergence(hidden, teacher_hidden, head, teacher_head, tokens, *settings).divergence.sum().backward()
 
+    def products():
+        """The least that the heads cost: two products of logits, the gradients', and, where the head trains, two more
+        of logits, as the gradient of the head must wait for the factors of all tokens."""
+        with torch.no_grad():
+            for _ in range(2 if train_head else 1):
+                logits = [hidden @ head.T, teacher_hidden @ teacher_head.T]
+            logits[0] @ head
+            if train_head:
+                logits[0].T @ hidden
+
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024  # resident now, kB
-    took = seconds(plain if kind == "plain" else fused, repeats)
+    took = seconds(dict(plain=plain, fused=fused, products=products)[kind], repeats)
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps(dict(seconds=took, gb=(after - before) * 1024 / 1e9)))
 
 
 def bench_loss(args):
     print(f"{'N':>5} {'D':>4} {'beta':>4} {'clip':>4} {'head':>6}   {'plain':>7}  {'fused':>7}  ratio"
-          f"    {'plain':>6}  {'fused':>6}  ratio")
+          f"    {'plain':>6}  {'fused':>6}  ratio    heads' products, fused / them")
     for n, width, beta, clip, head in ((1024, 256, 0.0, 0, 0), (1024, 256, 0.0, 0.05, 0), (1024, 512, 0.0, 0, 0),
                                        (1024, 256, 0.5, 0, 0), (1024, 256, 1.0, 0, 0), (1024, 256, 0.0, 0, 1),
                                        (4096, 256, 0.0, 0, 0)):
@@ -86,9 +98,10 @@ def bench_loss(args):
             print(f"{line}            {fused['seconds']:6.2f} s                   {fused['gb']:5.2f} GB")
             continue
         plain = in_own_process("one_loss", "plain", *words)
+        products = in_own_process("one_loss", "products", *words)["seconds"]
         print(f"{line}   {plain['seconds']:5.2f} s  {fused['seconds']:5.2f} s  "
               f"{fused['seconds'] / plain['seconds']:.2f}   {plain['gb']:5.2f}  {fused['gb']:5.2f} GB  "
-              f"{fused['gb'] / plain['gb']:.2f}", flush=True)
+              f"{fused['gb'] / plain['gb']:.2f}    {products:5.2f} s  {fused['seconds'] / products:.2f}", flush=True)
 
 
 # --- a step -----------------------------------------------------------------------------------------------------------
@@ -244,6 +257,14 @@ def main():
     if sys.argv[1:2] == ["one_loss"]:
         kind, n, width, beta, clip, head, threads, repeats = sys.argv[2:]
         return one_loss(kind, int(n), int(width), float(beta), float(clip), head == "1", int(threads), int(repeats))
+    if sys.argv[1:2] == ["gpu"]:
+        import bench_gpu
+
+        return bench_gpu.main(sys.argv[2:])
+    if sys.argv[1:2] == ["roofline"]:
+        import roofline
+
+        return print(roofline.table())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["loss", "step", "devices", "sample", "import"])
     parser.add_argument("--model", default="init:micro")

@@ -33,7 +33,7 @@ def main():
     with tempfile.TemporaryDirectory() as top:
         run = Path(top) / "run"
         words = [sys.executable, ROOT / "renio.py", "--method", "opsd", "--weighting", "renio", "--model", "init:micro",
-                 "--batch_size", 8, "--max_steps", args.steps, "--save_steps", 500,
+                 "--batch_size", 8, "--max_steps", args.steps, "--schedule_steps", args.steps, "--save_steps", 500,
                  "--save_rollouts", "True", "--output_dir", run]
         subprocess.run(list(map(str, words)), check=True)
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -196,6 +196,26 @@ def test_code_answers_are_scored_by_their_tests(tmp_path, micro_model, monkeypat
     assert [a["reason"] for p in result["problems"] for a in p["answers"]] == ["passed"] * 4
 
 
+def test_evaluations_joined_by_then_score_as_each_alone(tmp_path, micro_model):
+    few = ["--model", micro_model, "--limit", 3, "--max_new_tokens", 6, "--n", 2, "--decoding", "sampled"]
+    both = [[*few, "--label", "a"], [*few, "--label", "b", "--privileged", "--seed", 1]]
+
+    def evaluate(*parts):
+        renio_eval.main([str(word) for word in itertools.chain(*parts)])
+
+    together, alone = ([[*words, "--output", tmp_path / way / str(i)] for i, words in enumerate(both)]
+                       for way in ("together", "alone"))
+    with pytest.raises(SystemExit, match="--limit 0"):
+        evaluate(together[0], ["then"], together[1], ["--limit", 0])
+    assert not (tmp_path / "together").exists()  # a wrong flag anywhere ends it before anything is scored
+    evaluate(together[0], ["then"], together[1])
+    for i, words in enumerate(alone):
+        evaluate(words)
+        scored, own = (json.loads((tmp_path / way / str(i)).read_text()) for way in ("together", "alone"))
+        assert scored["settings"] == own["settings"] and scored["label"] == "ab"[i]
+        assert [r["problems"] for r in scored["results"]] == [r["problems"] for r in own["results"]]
+
+
 def test_every_checkpoint_of_a_run_is_scored_once(tmp_path, micro_model, capsys):
     for step in (2, 10):
         shutil.copytree(micro_model, tmp_path / "run" / f"checkpoint-{step}")

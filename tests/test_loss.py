@@ -139,6 +139,21 @@ def test_the_fused_divergence_has_the_values_and_gradients_of_the_plain_one(sett
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("trained", [[0], [1], [2], [0, 1], [1, 2]], ids=str)
+def test_the_fused_divergence_has_the_gradients_of_whatever_trains(trained):
+    (hidden, teacher_hidden, head, teacher_head), tokens, (bias, teacher_bias) = heads_and_hidden(biases=True)
+    parts = [hidden, head, bias]
+    trained = [parts[i].requires_grad_() for i in trained]
+    factors = torch.linspace(-1, 2, 23, dtype=torch.float64)
+    teacher_logits = torch.nn.functional.linear(teacher_hidden, teacher_head, teacher_bias)
+    plain = token_divergence(torch.nn.functional.linear(*parts)[None], teacher_logits[None], temperature=1.3)[0]
+    fused = fused_divergence(hidden, teacher_hidden, (head, bias), (teacher_head, teacher_bias), tokens,
+                             temperature=1.3, chunk=7)
+    for ours, theirs in zip(torch.autograd.grad(fused.divergence @ factors, trained),
+                            torch.autograd.grad(plain @ factors, trained), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
 def test_the_sampled_divergence_has_the_gradient_of_the_reverse_kl_in_expectation():
     student, teacher = random_logits(1, 1, 13).requires_grad_(), random_logits(1, 1, 13, seed=1)
     full = token_divergence(student, teacher, beta=1, temperature=1.3).sum()
@@ -169,9 +184,10 @@ def test_the_fused_sampled_divergence_has_the_values_and_gradients_of_the_plain_
 def test_the_fused_divergence_computes_in_float32_for_bfloat16_weights():
     (hidden, teacher_hidden, head, teacher_head), tokens, _ = heads_and_hidden(dtype=torch.bfloat16)
     hidden.requires_grad_()
-    fused = fused_divergence(hidden, teacher_hidden, head, teacher_head, tokens)
+    fused = fused_divergence(hidden, teacher_hidden, head, teacher_head, tokens, temperature=1.3)
     assert fused.divergence.dtype == torch.float32
-    plain = token_divergence((hidden @ head.T).float()[None], (teacher_hidden @ teacher_head.T).float()[None])[0]
+    plain = token_divergence((hidden @ head.T).float()[None], (teacher_hidden @ teacher_head.T).float()[None],
+                             temperature=1.3)[0]
     torch.testing.assert_close(fused.divergence, plain)
     [ours], [theirs] = (torch.autograd.grad(x.sum(), hidden) for x in (fused.divergence, plain))
     torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)

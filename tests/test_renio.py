@@ -371,12 +371,33 @@ def test_arithmetic_solutions_are_right_and_training_leaves_the_test_problems_ou
     assert not {row["problem"] for row in rows} & {row["problem"] for row in renio.arith_rows(3000)}
 
 
-def test_rows_with_gaps_never_show_a_gap():
+def test_results_of_gaps_are_guesses_and_a_recheck_mends_half_of_them():
     gaps = renio.operation_gaps()
-    assert len(gaps) == 54
-    for row in renio.arith_rows(300, gaps=True):
-        words = row["demonstration"].replace("wait", "").split()
-        assert not gaps & {(int(words[i + 1]), words[i + 2]) for i in range(0, words.index("\\boxed{"), 4)}
+    kinds = {pair: "unknown" if i % 2 == 0 else "doubted" for i, pair in enumerate(gaps)}
+    assert len(set(gaps)) == 54
+    firsts, seconds = ({"taught": [], "unknown": [], "doubted": []} for _ in range(2))
+    for row in renio.arith_rows(1500, gaps=True):
+        before = None
+        words = row["demonstration"].partition(" \\boxed{")[0].replace("wait ", "").split()
+        for name, digit, operation, result in zip(*[iter(words)] * 4, strict=True):
+            right = renio.apply_operation(int(digit), operation) == int(result)
+            of = seconds if name == before else firsts
+            of[kinds.get((int(digit), operation), "taught")].append(right)
+            before = name
+    share = {(of is firsts, kind): sum(x) / len(x) for of in (firsts, seconds) for kind, x in of.items()}
+    assert share[False, "taught"] == share[False, "doubted"] == 1 and 0.97 < share[True, "taught"] < 1
+    for guessed in ((True, "unknown"), (True, "doubted"), (False, "unknown")):
+        assert 0.05 < share[guessed] < 0.15, guessed
+    for kind in ("unknown", "doubted"):
+        assert 0.25 < len(seconds[kind]) / len(firsts[kind]) < 0.35
+        assert 0.08 < len(firsts[kind]) / sum(map(len, firsts.values())) < 0.12
+
+
+def test_a_demonstration_s_box_holds_the_last_result_of_each_step():
+    for row in renio.arith_rows(200, gaps=True, slips=0.2):
+        *words, end = row["demonstration"].replace("wait ", "").split()
+        steps, box = words[: words.index("\\boxed{")], words[words.index("\\boxed{") + 1 :]
+        assert box == list(dict(zip(steps[::4], steps[3::4], strict=True)).values()) and end == "}"
 
 
 def test_the_tokenizer_knows_every_word_and_gives_the_text_back(tokenizer):
@@ -396,7 +417,7 @@ def test_explicit_flags_win_over_variant_and_variant_over_scale(config):
     grpo = config("--scale", "paper", "--method", "grpo", "--variant", "official")
     assert (grpo.student_thinking, grpo.top_p, grpo.entry_clip, grpo.schedule_steps) == (True, 1.0, None, 150)
     assert not config("--scale", "paper", "--method", "opd", "--student_thinking", "False").student_thinking
-    assert config("--method", "sft").learning_rate == 1e-3
+    assert config("--method", "sft").learning_rate == 2e-3
     assert config("--scale", "paper").teacher == "Qwen/Qwen3-8B"
 
 

@@ -669,6 +669,27 @@ def test_progress_says_which_of_how_many_and_about_how_long(stub):
     assert lines[2][2] in ("2", "3", "4") and lines[2][3] == f"; about {6 * int(lines[2][2])} s left"
 
 
+def test_scores_that_are_not_there_share_processes_without_a_gpu(tmp_path, stub):
+    environment, calls = stub
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    calls.with_suffix(".again").touch()
+
+    def scored():
+        calls.write_text("")
+        done = subprocess.run(["bash", "run_all.sh", "table2"], cwd=ROOT, capture_output=True, text=True,
+                              env=environment)
+        assert done.returncode == 0, done.stderr
+        return [re.findall(r"--(?:output|checkpoints) \S+/seed0/(\S+)", call)
+                for call in calls.read_text().splitlines() if call.startswith("eval.py --")]
+
+    assert sorted(scored()) == [["base/eval.json", "base-with-solution/eval.json", "teacher/eval.json"],
+                                ["opd", "opd+renio"]]
+    for name in ("base-with-solution", "opd+renio/checkpoint-50"):
+        (tmp_path / "out" / "seed0" / name / "eval.json").unlink()
+    assert scored() == [["base-with-solution/eval.json", "opd+renio"]]
+    assert scored() == []
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_stopped_script_leaves_no_job_behind(stub, fails):
     """Stopped by a signal, or by another job that fails while one hangs."""
