@@ -733,7 +733,7 @@ CODE_DATASET=${CODE_DATASET:-open-thoughts/OpenThoughts-114k:metadata}
 case $1 in
   test)
     setup requirements.txt tests/requirements.txt
-    "$PYTHON" -m pytest -q --numprocesses 2 --dist loadfile tests
+    "$PYTHON" -m pytest -q --numprocesses 2 --dist loadgroup tests
     ;;
   setup) setup requirements.txt ;;
   --list) list ;;

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a name that is no folder fails at once, with or without a network
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, several at once
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 

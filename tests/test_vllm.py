@@ -22,6 +22,7 @@ from renio import VllmSampler, sample
 
 PROMPTS = [[3, 14, 20, 40, 4], [3, 15, 4], [3, 15, 21, 41, 16, 22, 42, 4], [3, 17, 10, 50, 4]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.xdist_group("vllm")  # in one process, since each engine takes its share of the memory
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (README.md, vLLM)")
 
 
