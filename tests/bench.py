@@ -129,7 +129,7 @@ def bench_step(args):
     def step(config, student, teacher, sampler, examples, optimizer):
         devices, watch = renio.Devices("cpu"), renio.Stopwatch("cpu")
         with sampler.of_present_student(watch):
-            rollouts, _ = renio.draw_rollouts(sampler, examples, 0, config, devices)
+            rollouts = renio.draw_rollouts(sampler, examples, 0, config, devices)
         renio.distillation_step(student, teacher, rollouts, config, devices, watch)
         optimizer.step()
         optimizer.zero_grad()

@@ -361,7 +361,7 @@ def step_of(bench, config, teacher_prompt):
     renio.sample(student, [example.student_prompt for example in examples], 2, sampler.eos_ids)
     watch = renio.Stopwatch(bench.device)
     with sampler.of_present_student(watch):
-        rollouts, _ = renio.draw_rollouts(sampler, examples, 0, config, devices)
+        rollouts = renio.draw_rollouts(sampler, examples, 0, config, devices)
     say_rollout(bench, config, student, teacher, examples, watch)
 
     even = bench.random_rollouts(bench.examples(sizes.rollouts, teacher_prompt, spread=0.0), sizes.new_tokens)

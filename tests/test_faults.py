@@ -41,7 +41,8 @@ def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(tmp_path, micro_
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, sent):
-    words = [*command("opsd", micro_model, tmp_path / "stopped"), "--max_steps", "300", "--save_steps", "0"]
+    words = [*command("opsd", micro_model, tmp_path / "stopped"), "--max_steps", "300", "--schedule_steps", "0",
+             "--save_steps", "0"]
     process = start(words)
     while not (tmp_path / "stopped" / "metrics.jsonl").exists() or len(rows_of(tmp_path / "stopped")) < 2:
         assert process.poll() is None

@@ -21,7 +21,7 @@ import renio
 from renio import load_tokenizer
 
 TARGETS = ["table1", "table2", "table3", "table4", "table8", "figure1", "figure3", "figure4", "figure5", "figure6",
-           "controls"]
+           "batch", "controls"]
 
 
 def table(name):
@@ -275,12 +275,13 @@ def test_privileged_opd_adds_its_rows_to_table_2_and_nowhere_else(tmp_path):
         assert runs_of(tmp_path, "table1", **words) == runs_of(tmp_path, "table1", **words, PRIVILEGED_OPD="1")
 
 
-def test_self_distillation_without_the_solution_is_a_control_of_real_models(tmp_path):
+def test_self_distillation_without_the_solution_is_a_control(tmp_path):
     for scale in ("micro", "small", "one", "paper"):
         found = {name.rpartition("/")[2]: flags for name, flags in runs_of(tmp_path, "controls", SCALE=scale).items()}
-        assert ("opsd-nosolution" in found) is (scale in ("one", "paper"))
+        assert ("opsd-nosolution" in found) is (scale != "small")
         if "opsd-nosolution" in found:
-            assert picked(found["opsd-nosolution"], "method", "privileged", "weighting") == ["opsd", "False", None]
+            assert picked(found["opsd-nosolution"], "method", "privileged", "weighting", "teacher_thinking") == [
+                "opsd", "False", None, "False" if scale == "micro" else None]  # at micro both are asked alike
             assert "--privileged" not in found["opsd"]
 
 
@@ -289,9 +290,10 @@ def test_scale_one_shows_each_student_with_its_own_method_on_one_device(tmp_path
     assert {(name.split("/")[0], *picked(flags, "model", "method", "teacher")) for name, flags in found.items()} == {
         ("Qwen3-1.7B", "Qwen/Qwen3-1.7B", "opsd", None), ("Qwen3-0.6B", "Qwen/Qwen3-0.6B", "opd", "Qwen/Qwen3-4B")}
     assert "Qwen3-1.7B/opsd+renio@4096" in found and "Qwen3-0.6B/opd+renio@4096" in found
-    for flags in found.values():
+    for name, flags in found.items():
+        batch = "128" if name.endswith("-batch128") else "32"
         assert picked(flags, "scale", "lora_r", "dtype", "max_prompt_tokens", "rollout_engine", "learning_rate",
-                      "batch_size", "micro_batch_size") == ["one", "64", "bfloat16", "2048", "vllm", "5e-6", "32", "8"]
+                      "batch_size", "micro_batch_size") == ["one", "64", "bfloat16", "2048", "vllm", "5e-6", batch, "8"]
     assert found["Qwen3-1.7B/opsd"]["--prefix_tokens"] == "1024"
     lines = lines_of(tmp_path, "main", SCALE="one", CUDA_VISIBLE_DEVICES="")
     assert [line[1] for line in lines].count("renio.py") == 4
@@ -747,7 +749,7 @@ def tiny_qwen3(tmp_path_factory, shared):
 
 @pytest.mark.parametrize("target, name", [
     ("table1", "opsd+renio"), ("table1", "grpo"), ("table1", "code-opsd+renio"), ("table2", "opd"),
-    ("table4", "opd+renio-nothreshold"), ("figure1", "opsd-unfiltered"), ("controls", "opd+renio_shuffled")])
+    ("table4", "opd+renio-nothreshold"), ("figure1", "opsd-unfiltered"), ("batch", "opd+renio_shuffled")])
 def test_the_first_step_of_each_kind_of_paper_command_runs_and_is_scored(tmp_path, tiny_qwen3, shared, target, name):
     """The command as run_all.sh gives it, but for a tiny model, short texts, a file in place of the hub, the CPU."""
     environment = dict(SCALE="paper", STUDENTS="Qwen/Qwen3-1.7B", ENGINE="transformers", OUT=str(tmp_path))
