@@ -917,7 +917,7 @@ def learning_rate(config, step):
 # ---------------------------------------------------------------------------------------------------------------------
 # The fused divergence, and the log-probabilities of GRPO: heads without full logits.
 
-CHUNK = 128  # rows of logits held at a time: large enough for the matrix products, small beside the activations
+CHUNK = 256  # rows of logits held at a time: large enough for the matrix products, small beside the activations
 
 
 class TokenDivergence(NamedTuple):
@@ -1027,15 +1027,18 @@ def divergence_chunks(student, teacher, tokens, settings):
 
     student, teacher: pairs of hidden states (N, D) and Head. settings: DivergenceSettings.
     """
-    n, vocabulary, dtype = len(tokens), len(student[1].weight), logit_dtype(student[0])
-    buffers = student[0].new_empty(3, min(settings.chunk, n), vocabulary, dtype=dtype)
+    n, vocabulary, device = len(tokens), len(student[1].weight), student[0].device.type
+    part = 8 if device == "cpu" else 32  # rows whose elementwise passes the cache holds
+    products, parts = (student[0].new_empty(count, min(height, n), vocabulary, dtype=logit_dtype(student[0]))
+                       for count, height in ((2, settings.chunk), (3, part)))
     for start in range(0, n, settings.chunk):
         rows = slice(start, min(start + settings.chunk, n))
-        logits, log_s, log_t = buffers[:, : rows.stop - start]
-        for (hidden, head), log_p in ((student, log_s), (teacher, log_t)):
+        s, t = products[:, : rows.stop - start]
+        for (hidden, head), logits in ((student, s), (teacher, t)):
             write_logits(hidden[rows], head, settings.temperature, logits)
-            torch.log_softmax(logits, 1, out=log_p)
-        yield rows, *chunk_divergence(log_s, log_t, logits, tokens[rows], settings)
+        columns = [chunk_divergence(*of_part, parts[:, : len(of_part[0])], settings)
+                   for of_part in zip(s.split(part), t.split(part), tokens[rows].split(part), strict=True)]
+        yield rows, [torch.cat(column) for column in zip(*columns, strict=True)], s
 
 
 def write_logits(hidden, head, temperature, out):
@@ -1048,12 +1051,15 @@ def write_logits(hidden, head, temperature, out):
         out += head.bias.to(out.dtype) / temperature
 
 
-def chunk_divergence(s, t, p, tokens, settings):
-    """Columns of a TokenDivergence, and the gradient of the divergence with respect to the student's logits (n, V).
+def chunk_divergence(logits, teacher_logits, tokens, buffers, settings):
+    """Columns of a TokenDivergence; overwrites the student's logits (n, V) with the divergence's gradient for them.
 
-    s, t: log p_S and log p_T, (n, V); they and the buffer p, (n, V), are overwritten. With g_v the derivative of entry
-    v's term with respect to log p_S(v), 0 where the clip holds the term, the gradient is g - p_S sum(g).
+    buffers: (3, n, V). With g_v the derivative of entry v's term with respect to log p_S(v), 0 where the clip holds the
+    term, the gradient is g - p_S sum(g).
     """
+    s, t, p = buffers
+    torch.log_softmax(logits, 1, out=s)
+    torch.log_softmax(teacher_logits, 1, out=t)
     student_logprob, teacher_logprob = (x.gather(1, tokens[:, None]).squeeze(1) for x in (s, t))
     p_t, beta = torch.exp(t, out=p), settings.beta
     entropy = -torch.linalg.vecdot(p_t, t)
@@ -1077,8 +1083,8 @@ def chunk_divergence(s, t, p, tokens, settings):
         g.masked_fill_((terms < low) | (terms > settings.entry_clip), 0.0)
         terms.clamp_(low, settings.entry_clip)
     divergence = terms.sum(1)
-    torch.addcmul(g, p_s, g.sum(1, keepdim=True), value=-1, out=p_s)
-    return (divergence, student_logprob, teacher_logprob, entropy), p_s
+    torch.addcmul(g, p_s, g.sum(1, keepdim=True), value=-1, out=logits)
+    return divergence, student_logprob, teacher_logprob, entropy
 
 
 def head_logprobs(hidden, head, tokens, temperature):
