@@ -917,7 +917,8 @@ def learning_rate(config, step):
 # ---------------------------------------------------------------------------------------------------------------------
 # The fused divergence, and the log-probabilities of GRPO: heads without full logits.
 
-CHUNK = 256  # rows of logits held at a time: large enough for the matrix products, small beside the activations
+CHUNK = 2**25  # logits held at a time of each model: enough for fast matrix products, few beside the activations
+PART = dict(cpu=2**20, cuda=2**22)  # of these, how many elementwise passes take at a time: what a cache holds
 
 
 class TokenDivergence(NamedTuple):
@@ -951,21 +952,22 @@ def check_divergence(beta, temperature, entry_clip, clip_mode):
 
 
 def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head, tokens, beta=0.0, temperature=1.0,
-                     entry_clip=None, clip_mode="none", chunk=CHUNK, estimator="full"):
-    """`token_divergence` of the models' last hidden states, without ever holding more than chunk x V logits.
+                     entry_clip=None, clip_mode="none", chunk=None, estimator="full"):
+    """`token_divergence` of the models' last hidden states, without ever holding more than chunk x V logits of each.
 
     student_hidden: (N, D), teacher_hidden: (N, D'), at the positions that predict `tokens`, (N,).
     student_head: weight (V, D), or a pair (a Head) of it and a bias (V,) or None. teacher_head: likewise, (V', D'); a
         vocabulary padded beyond the other's is cut to it.
     beta, temperature, entry_clip, clip_mode: as in `token_divergence`, of which this has the values and gradients.
-    chunk: rows whose logits are held at a time.
+    chunk: rows whose logits are held at a time; without it as many as make CHUNK logits.
     estimator: "full", or "sampled" for the values and gradients of `sampled_divergence`.
     Returns a TokenDivergence, differentiable in student_hidden and the student's head. Raises ValueError for arguments
     that `token_divergence` refuses.
 
     Divergences meet only a linear weighting afterwards, so their gradient with respect to a row's hidden state can be
     taken as soon as its chunk is there; backward multiplies it by the upstream factor of its token. Only the gradient
-    of a head that trains mixes rows whose factors are not known before: backward then goes over the chunks once more.
+    of a head that trains mixes rows whose factors are not known before: backward then goes over the chunks once more,
+    unless there is but one, whose gradient is kept.
     """
     check_divergence(beta, temperature, entry_clip, clip_mode)
     student_head, teacher_head = (Head(head) if isinstance(head, torch.Tensor) else Head(*head)
@@ -974,8 +976,12 @@ def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head,
     student_head, teacher_head = (Head(*(None if x is None else x[:width] for x in head))
                                   for head in (student_head, teacher_head))
     return TokenDivergence(*FusedDivergence.apply(student_hidden, *student_head, (teacher_hidden, teacher_head), tokens,
-                                                  DivergenceSettings(beta, temperature, entry_clip, clip_mode, chunk,
-                                                                    estimator)))
+                                                  DivergenceSettings(beta, temperature, entry_clip, clip_mode,
+                                                                    chunk or rows_of_chunk(width), estimator)))
+
+
+def rows_of_chunk(vocabulary):
+    return max(1, CHUNK // vocabulary)
 
 
 class FusedDivergence(torch.autograd.Function):
@@ -990,7 +996,8 @@ class FusedDivergence(torch.autograd.Function):
             columns[:, rows] = torch.stack(column)
             if gradient is not None:
                 torch.mm(logit_gradient.to(weight.dtype), weight, out=gradient[rows])
-        ctx.save_for_backward(hidden, weight, bias, tokens, gradient)
+        only = logit_gradient if any(needs_head) and len(tokens) <= settings.chunk else None
+        ctx.save_for_backward(hidden, weight, bias, tokens, gradient, only)
         ctx.teacher, ctx.settings = teacher, settings
         divergence, *others = columns.unbind()
         ctx.mark_non_differentiable(*others)
@@ -998,7 +1005,7 @@ class FusedDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream, *_):
-        hidden, weight, bias, tokens, gradient = ctx.saved_tensors
+        hidden, weight, bias, tokens, gradient, only = ctx.saved_tensors
         factors = upstream[:, None] / ctx.settings.temperature
         if gradient is not None:
             return gradient * factors.to(gradient.dtype), *[None] * 5
@@ -1006,7 +1013,8 @@ class FusedDivergence(torch.autograd.Function):
                                     zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True))
         weight_gradient, bias_gradient = head_gradient
         student = hidden, Head(weight, bias)
-        for rows, _, logit_gradient in divergence_chunks(student, ctx.teacher, tokens, ctx.settings):
+        for rows, _, logit_gradient in ([(slice(None), None, only)] if only is not None else
+                                        divergence_chunks(student, ctx.teacher, tokens, ctx.settings)):
             logit_gradient = logit_gradient.mul_(factors[rows]).to(weight.dtype)
             if gradient is not None:
                 torch.mm(logit_gradient, weight, out=gradient[rows])
@@ -1027,13 +1035,16 @@ def divergence_chunks(student, teacher, tokens, settings):
 
     student, teacher: pairs of hidden states (N, D) and Head. settings: DivergenceSettings.
     """
-    n, vocabulary, device = len(tokens), len(student[1].weight), student[0].device.type
-    part = 8 if device == "cpu" else 32  # rows whose elementwise passes the cache holds
-    products, parts = (student[0].new_empty(count, min(height, n), vocabulary, dtype=logit_dtype(student[0]))
-                       for count, height in ((2, settings.chunk), (3, part)))
+    n, vocabulary = len(tokens), len(student[1].weight)
+    part = max(1, PART[student[0].device.type] // vocabulary)  # rows
+
+    def buffer(*shape):
+        return student[0].new_empty(*shape, vocabulary, dtype=logit_dtype(student[0]))
+
+    whole, parts = [buffer(min(settings.chunk, n)) for _ in range(2)], buffer(3, min(part, n))
     for start in range(0, n, settings.chunk):
         rows = slice(start, min(start + settings.chunk, n))
-        s, t = products[:, : rows.stop - start]
+        s, t = (logits[: rows.stop - start] for logits in whole)
         for (hidden, head), logits in ((student, s), (teacher, t)):
             write_logits(hidden[rows], head, settings.temperature, logits)
         columns = [chunk_divergence(*of_part, parts[:, : len(of_part[0])], settings)
@@ -1088,12 +1099,13 @@ def chunk_divergence(logits, teacher_logits, tokens, buffers, settings):
 
 
 def head_logprobs(hidden, head, tokens, temperature):
-    """Log-probabilities (N,) of the tokens (N,) from hidden states (N, D), never holding more than CHUNK x V logits."""
+    """Log-probabilities (N,) of the tokens (N,) from hidden states (N, D), never holding more than CHUNK logits."""
     def chunk_logprobs(hidden, tokens):
         return token_logprobs(linear(hidden, *head), tokens, temperature)
 
     return torch.cat([checkpoint(chunk_logprobs, *rows, use_reentrant=False)
-                      for rows in zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)])
+                      for rows in zip(*(x.split(rows_of_chunk(len(head.weight))) for x in (hidden, tokens)),
+                                      strict=True)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2398,7 +2410,9 @@ def predict_memory(config, devices, student, teacher, examples):
     if config.dtype != "float32":  # an adapter computes in float32, on a copy of each adapted layer's input
         layer += sum(module.in_features for module in adapted) * 4 / layers
     kept = layers * hidden * width + layer if config.gradient_checkpointing else layers * layer
-    rows = config.micro_batch_size * config.prefix_tokens if config.method == "sft" else CHUNK
+    rows = config.micro_batch_size * config.prefix_tokens
+    if config.method != "sft":
+        rows = min(rows, rows_of_chunk(shape.vocab_size))
     others = (config.students - 1) * trained  # weights of students beside this one
     parts = dict(weights=size_of(student.parameters()) + others
                  + (size_of(teacher.model.parameters()) if own_teacher else 0),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import renio
 from renio import (
     fused_divergence,
     official_sample_weights,
@@ -137,6 +138,19 @@ def test_the_fused_divergence_has_the_values_and_gradients_of_the_plain_one(sett
     gradients = torch.autograd.grad(fused.divergence @ factors, trained)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_fused_divergence_takes_a_chunk_in_parts(monkeypatch):
+    (hidden, teacher_hidden, head, teacher_head), tokens, _ = heads_and_hidden()
+    hidden.requires_grad_()
+    results = []
+    for part in (31, 3 * 31, 23 * 31):
+        monkeypatch.setitem(renio.PART, "cpu", part)
+        fused = fused_divergence(hidden, teacher_hidden, head, teacher_head, tokens, beta=0.5)
+        results.append([*fused, *torch.autograd.grad(fused.divergence.sum(), hidden)])
+    for other in results[1:]:
+        for ours, theirs in zip(results[0], other, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("trained", [[0], [1], [2], [0, 1], [1, 2]], ids=str)
