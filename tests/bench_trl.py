@@ -76,9 +76,9 @@ def run_trl(folder, turn, tokens):
     return [end - start for start, end in itertools.pairwise(Clock.ends)], lengths
 
 
-def compare(folder, trl_python, tokens):
+def compare(folder, trl_python, tokens, turns):
     took, peaks = {"trl": [], "renio": []}, {}
-    for turn in range(2):  # in turns, so that a slow minute of the machine hits both
+    for turn in range(turns):  # in turns, so that a slow minute of the machine hits both
         for name, python in (("trl", trl_python), ("renio", sys.executable)):
             done = subprocess.run([python, __file__, name, str(folder), f"{tokens}-{turn}", str(tokens)],
                                   capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
@@ -106,13 +106,14 @@ def main():
     parser.add_argument("--trl_python", required=True, help="python of an environment with trl 1.16")
     parser.add_argument("--tokenizer", default="Qwen/Qwen3-0.6B", help="folder or hub name of the Qwen3 tokenizer")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 512], help="new tokens a rollout, in turn")
+    parser.add_argument("--turns", type=int, default=2, help="runs of each, one after the other")
     parser.add_argument("--folder", default="runs/bench_trl", help="where models and runs go")
     args = parser.parse_args()
     folder = Path(args.folder).resolve()
     folder.mkdir(parents=True)
     make_job(folder, args.tokenizer)
     for tokens in args.tokens:
-        compare(folder, args.trl_python, tokens)
+        compare(folder, args.trl_python, tokens, args.turns)
 
 
 if __name__ == "__main__":
