@@ -2382,7 +2382,7 @@ def chapter(scores):
 # Command line.
 
 PRESETS = {  # of --scale, for flags that are not given
-    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=80, batch_size=500, dtype="float32"),
+    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=80, batch_size=250, dtype="float32"),
     "small": dict(benchmarks=["gsm8k"], n=4, max_new_tokens=512, batch_size=16, dtype="float32"),
     "one": dict(benchmarks=["gsm8k:250", "math500"], n=4, max_new_tokens=2048, batch_size=256, dtype="bfloat16",
                 thinking=False, decoding=["sampled", "greedy"]),

@@ -407,7 +407,7 @@ def test_batches_are_bounded_by_memory(tmp_path, micro_model, monkeypatch, capsy
                      str(tmp_path / "o.json")])
     said = capsys.readouterr().out
     rows = json.loads((tmp_path / "o.json").read_text())["settings"]["batch_size"]
-    assert 1 <= rows < 500 and f"--batch_size 500: {rows} instead" in said
+    assert 1 <= rows < 250 and f"--batch_size 250: {rows} instead" in said
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, micro_model, monkeypatch):
