@@ -281,7 +281,7 @@ def test_self_distillation_without_the_solution_is_a_control(tmp_path):
         assert ("opsd-nosolution" in found) is (scale != "small")
         if "opsd-nosolution" in found:
             assert picked(found["opsd-nosolution"], "method", "privileged", "weighting", "teacher_thinking") == [
-                "opsd", "False", None, "False" if scale == "micro" else None]  # at micro both are asked alike
+                "opsd", "False", None, "False" if scale == "micro" else "True"]  # at micro both are asked alike
             assert "--privileged" not in found["opsd"]
 
 
