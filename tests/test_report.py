@@ -405,9 +405,16 @@ def test_a_folder_without_scores_is_named(tmp_path):
         renio_eval.main(["report", str(tmp_path)])
 
 
-def test_the_report_holds_every_table_and_figure(tmp_path):
-    write_all_runs(tmp_path)
-    text, rows = report_on(tmp_path)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with runs of every label, the text of its report, and the report's tables."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_all_runs(folder)
+    return folder, *report_on(folder)
+
+
+def test_the_report_holds_every_table_and_figure(whole):
+    tmp_path, text, rows = whole
     for section in renio_eval.SECTIONS:
         assert f"## {section.title}" in text
     for name in ("scores", "figure1", "figure1-matched", "figure1-hard", "success", "figure3", "figure4", "figure5",
@@ -450,27 +457,28 @@ def test_problems_are_counted_by_the_success_rate_of_the_student(tmp_path):
     assert "| opd-hard-incorrect |" in text and "opd-hard-correct" not in text
 
 
-def test_what_is_published_gives_the_same_report_again_and_holds_no_answers(tmp_path):
-    write_all_runs(tmp_path / "runs", seeds=(0, 1))
-    renio_eval.main(["publish", str(tmp_path / "runs"), str(tmp_path / "published")])
-    first = (tmp_path / "published" / "report.md").read_text()
+def test_what_is_published_gives_the_same_report_again_and_holds_no_answers(whole, tmp_path, monkeypatch):
+    runs, first, _ = whole
+    real = renio_eval.report
+    monkeypatch.setattr(renio_eval, "report", lambda folder: None)  # it is there
+    renio_eval.main(["publish", str(runs), str(tmp_path / "published")])
+    assert (tmp_path / "published" / "report.md").read_text() == first
     packed = sorted((tmp_path / "published").glob("*.tar.gz"))
-    assert [path.name for path in packed] == ["seed0.tar.gz", "seed1.tar.gz"]
+    assert [path.name for path in packed] == ["seed0.tar.gz", "seed1.tar.gz", "seed2.tar.gz"]
     for path in packed:
         with tarfile.open(path) as archive:
             archive.extractall(tmp_path / "again", filter="data")
-    assert len(list((tmp_path / "again").rglob("eval.json"))) == len(list((tmp_path / "runs").rglob("eval.json")))
+    assert len(list((tmp_path / "again").rglob("eval.json"))) == len(list(runs.rglob("eval.json")))
     assert not any('"boxed"' in path.read_text() for path in (tmp_path / "again").rglob("eval.json"))
-    text, _ = report_on(tmp_path / "again")
-    assert text == first
     before = [path.read_bytes() for path in packed]
-    renio_eval.main(["publish", str(tmp_path / "runs"), str(tmp_path / "published")])
+    renio_eval.main(["publish", str(runs), str(tmp_path / "published")])
     assert [path.read_bytes() for path in packed] == before
+    monkeypatch.setattr(renio_eval, "report", real)
+    assert report_on(tmp_path / "again")[0] == first
 
 
-def test_the_first_page_repeats_the_verdicts_of_the_main_claims(tmp_path):
-    write_all_runs(tmp_path)
-    text, rows = report_on(tmp_path)
+def test_the_first_page_repeats_the_verdicts_of_the_main_claims(whole):
+    _, text, rows = whole
     page = text.partition("## Findings")[2].partition("Settings of every row")[0].strip().splitlines()
     assert len(page) == len(renio_eval.HEADLINES) == 10
     for line, claim in zip(page, renio_eval.HEADLINES, strict=True):
