@@ -139,7 +139,7 @@ table3    8   6  80GB  OPSD and OPD with and without ReNIO, rollouts of two leng
 table4    7   5  80GB  ReNIO without clip, without threshold, without batch normalization: \
                        pairs opd+renio-noclip opd+renio-nothreshold opd+renio-nonorm
 table8    7   4  80GB  ReNIO against teacher-to-student and token weights: pairs opsd+ts_sample opsd+st_token
-figure1  16  11  80GB  the filter study, designs free, matched and hard (also figures 7 and 8): models \
+figure1  16  15  80GB  the filter study, designs free, matched and hard (also figures 7 and 8): models \
                        opd-correct opd-incorrect opd-unfiltered opd-matched opd-hard opsd-correct opsd-incorrect \
                        opsd-unfiltered opsd-matched opsd-hard
 figure3   6   3  80GB  histogram of log-ratios: pairs
@@ -147,13 +147,13 @@ figure4   8   9  80GB  seconds a step: table3 grpo
 figure5   6   3  80GB  weight against the teacher's entropy; weight of right and wrong rollouts: pairs
 figure6   8   6  80GB  sweeps of clip and threshold, through 3.0 and 0.8: pairs opd+renio-clip2.0 \
                        opd+renio-clip2.5 opd+renio-clip3.0 opd+renio-threshold0.6 opd+renio-threshold1.0
-batch     8  20  80GB  what the weight does, by shuffled weights, at batches of 32 and 128: \
+batch    10  20  80GB  what the weight does, by shuffled weights, at batches of 32 and 128: \
                        pairs opd+renio_shuffled opsd+renio_shuffled opd-batch128 opd+renio-batch128 \
                        opd+renio_shuffled-batch128 opsd-batch128 opsd+renio-batch128 opsd+renio_shuffled-batch128
-controls  8   7  80GB  the oracle, IW-OPD, PW-OPSD, JSD and reverse KL, OPSD without the solution: \
+controls  9  11  80GB  the oracle, IW-OPD, PW-OPSD, JSD and reverse KL, OPSD without the solution: \
                        pairs opd+correctness opsd+correctness opd+iw opsd+pw opd-beta0.5 opd+renio-beta0.5 opd-beta1 \
                        opd+renio-beta1 opsd-beta0.5 opsd+renio-beta0.5 opsd-beta1 opsd+renio-beta1 opsd-nosolution
-all      25  57  80GB  everything, shared runs once: table1 table2 table3 table4 table8 figure1 figure6 batch controls
+all      30  85  80GB  everything, shared runs once: table1 table2 table3 table4 table8 figure1 figure6 batch controls
 END
 
 # --- settings by student and by scale ---------------------------------------------------------------------------------
