@@ -682,7 +682,7 @@ list() {
       "$(runs_at one "$target")" "$(runs_at paper "$target")" "$hours" "$gpu" "${rest%%:*}"
   done <<<"$TARGETS"
   cat <<'END'
-test                 6                          the tests
+test                 5                          the tests
 setup                1                          only the environment
 
 Training runs and their time a seed. micro: minutes on 2 slow CPU cores, the training of base and teacher (4 minutes) in
