@@ -129,7 +129,7 @@ read -r -d '' TARGETS <<'END' || true
 models    -   -  -     : base base-with-solution teacher
 pairs     -   -  -     : models opsd opsd+renio opd opd+renio
 privileged -  -  -     : opd-privileged opd+renio-privileged code-opd-privileged code-opd+renio-privileged
-main      7   6  80GB  tables 1 and 2 on one student (the default): pairs grpo
+main      6   6  80GB  tables 1 and 2 on one student (the default): pairs grpo
 table1    6  28  80GB  base, GRPO, OPSD, OPSD+ReNIO; the paper's 5 students, math and code: \
                        base base-with-solution opsd opsd+renio grpo code-base code-opsd code-opsd+renio
 table2    5   5  80GB  base, OPD, OPD+ReNIO; 2 students of the paper, math and code: \
