@@ -407,13 +407,13 @@ def count_markers(text):
 ERRORS = dict(taught="taught operations", gap="gaps")  # kinds of operations: the base was taught them, or not
 
 
+@functools.cache  # asked for each answer to a problem
 def operations_by_kind(problem):
     """The steps of a problem of the arithmetic world, (name, digit, operation), by kind."""
-    words, gaps = problem.split(), set(renio.operation_gaps())
-    steps = list(zip(words[::3], words[1::3], words[2::3], strict=True))
-    of_gaps = [(int(digit), operation) in gaps for _, digit, operation in steps]
-    return {"taught": [step for step, gap in zip(steps, of_gaps, strict=True) if not gap],
-            "gap": [step for step, gap in zip(steps, of_gaps, strict=True) if gap]}
+    words, gaps, steps = problem.split(), renio.operation_gaps(), {kind: [] for kind in ERRORS}
+    for name, digit, operation in zip(words[::3], words[1::3], words[2::3], strict=True):
+        steps["gap" if (int(digit), operation) in gaps else "taught"].append((name, digit, operation))
+    return steps
 
 
 def wrong_results(text, row):
@@ -1812,8 +1812,9 @@ def settings_lines(scores):
                 + f"; at most {c['max_new_tokens']} new tokens, thinking {'on' if c['thinking'] else 'off'}; "
                 f"{c['engine']} {', '.join(sorted(versions))}, {c['dtype']}"
                 + f"; asked by {', '.join(map(repr, prompts))}" * bool(prompts))
-    seeds, variants = sorted({run.seed for run in scores.last}), [f.get("variant") for f in flags_of(scores.last)]
-    if commits := sorted({commit[:10] for config in configs_of(scores.last) if (commit := config.get("commit"))}):
+    seeds, configs = sorted({run.seed for run in scores.last}), configs_of(scores.last)
+    variants = [config["flags"].get("variant") for config in configs]
+    if commits := sorted({commit[:10] for config in configs if (commit := config.get("commit"))}):
         lines.append(f"- training: commit {', '.join(commits)}")
     if official := variants.count("official"):
         lines.append(f"- training: {official} of {len(variants)} runs with --variant official, the released code's "
@@ -2280,11 +2281,9 @@ SECTIONS = [
             [label for m in ("opd", "opsd") for batch in ("", BATCH) for label in weighted(m, batch).values()],
             [Claim(f"ReNIO improves {m.upper()} at batch 128", f"{m}+renio{BATCH}", f"{m}{BATCH}")
              for m in ("opd", "opsd")]
-            + [Claim(f"aiming: shuffled weights leave more errors on {what} than ReNIO's in {m.upper()}{at}",
-                     f"{m}+renio_shuffled{batch}", f"{m}+renio{batch}", f"{kind}_error")
-               for kind, what in ERRORS.items() for m in ("opd", "opsd") for batch, at in BATCHES.items()]
-            + [Claim(f"variance: shuffled weights leave more errors on {what} than none in {m.upper()}{at}",
-                     f"{m}+renio_shuffled{batch}", f"{m}{batch}", f"{kind}_error")
+            + [Claim(f"{effect}: shuffled weights leave more errors on {what} than {others} in {m.upper()}{at}",
+                     f"{m}+renio_shuffled{batch}", f"{m}{weighting}{batch}", f"{kind}_error")
+               for effect, others, weighting in (("aiming", "ReNIO's", "+renio"), ("variance", "none", ""))
                for kind, what in ERRORS.items() for m in ("opd", "opsd") for batch, at in BATCHES.items()],
             plot_errors),
     Section("Controls, which the paper lacks",
@@ -2338,13 +2337,14 @@ def publish(folder, target):
     for part in sorted(path for path in folder.iterdir() if path.is_dir()):
         with gzip.GzipFile(target / f"{part.name}.tar.gz", "wb", mtime=0) as packed, \
                 tarfile.open(fileobj=packed, mode="w") as archive:
-            for path in sorted(part.rglob("*.json*")):
-                of_run = (path.parent / "metrics.jsonl").exists()  # and not of a checkpoint, whose config is a model's
-                if path.name == "eval.json" or of_run and path.name != "checksums.json":
-                    data = summary(path) if path.name == "eval.json" else path.read_bytes()
-                    member = tarfile.TarInfo(str(path.relative_to(folder)))
-                    member.size = len(data)
-                    archive.addfile(member, io.BytesIO(data))
+            logs = [path for log in part.rglob("metrics.jsonl")  # beside it, since a checkpoint's config is a model's
+                    for name in ("config.json", "metrics.jsonl", "rollouts.jsonl")
+                    if (path := log.with_name(name)).exists()]
+            for path in sorted([*logs, *part.rglob("eval.json")]):
+                data = summary(path) if path.name == "eval.json" else path.read_bytes()
+                member = tarfile.TarInfo(str(path.relative_to(folder)))
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
     print(f"published in {target}")
 
 
