@@ -837,10 +837,10 @@ class Run:
         start = open_output(config, devices)  # a checkpoint to go on from, or None
         self.student, self.tokenizer = load_student(config, devices.device, start)
         self.teacher = beside and beside.teacher
-        if beside and not config.fsdp:  # which gives each its own part of them
-            share_frozen_weights(self.student, beside.student)
         if config.fsdp:
             devices.shard(self.student)
+        elif beside:  # under FSDP each has its own part of them
+            share_frozen_weights(self.student, beside.student)
         self.student.train()  # gradient checkpointing asks for it; the models have no dropout
         if config.method in ("opd", "opsd") and not beside:
             self.teacher = Teacher(config, self.student, self.tokenizer, devices)
@@ -1307,8 +1307,8 @@ def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015
         is checked again, and of every other gap that result is right: a re-check can mend an answer, or not.
     """
     rng = random.Random(f"arith {split} {seed}")
-    guessed = operation_gaps() if gaps else []
-    unknown = guessed[::2]
+    pairs = operation_gaps() if gaps else []
+    guessed, unknown = set(pairs), set(pairs[::2])
     rows = []
     for _ in range(n):
         problem, solution, demonstration, results, written = [], [], [], [], []

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -147,8 +148,8 @@ def test_the_first_tokens_shares_by_hand(config, tokenizer, model, batch):
 
 def test_self_distillation_from_the_same_prompt_has_nothing_to_say(config, tokenizer, model, batch):
     taught, _ = step(config, tokenizer, model, batch)
-    alike = [rollout._replace(example=rollout.example.__class__(
-        rollout.example.row, rollout.example.student_prompt, rollout.example.student_prompt)) for rollout in batch]
+    alike = [rollout._replace(example=replace(rollout.example, teacher_prompt=rollout.example.student_prompt))
+             for rollout in batch]
     gradient, records = step(config, tokenizer, model, alike, "--privileged", "False", "--teacher_thinking", "False")
     assert gradient.norm() < 1e-5 * taught.norm()
     assert max(abs(record["divergence"]) for record in records) < 1e-5
