@@ -1830,6 +1830,22 @@ def settings_lines(scores):
         "never compare it with a last step. Paper: ReNIO, arXiv 2606.23104v1, Avg@12 in math and Avg@4 in code.", ""]
 
 
+def error_table(scores):
+    """Both kinds of error of every method, and the effective sample size where it weighs samples."""
+    rows = []
+    for label in scores.labels:
+        sizes = [row["effective_sample_size"] for run in scores.logs(label, "metrics.jsonl") for row in run
+                 if "effective_sample_size" in row]
+        row = [("method", label), ("effective samples", f"{np.mean(sizes):.1f}" if sizes else "")]
+        for key in (f"{kind}_error" for kind in ERRORS):
+            for decoding in scores.decodings:
+                _, values = scores.of(label, ["arith"], decoding, key)
+                cell = percent(average(values), interval(*values, within=(0, 1)), ".2f") if values else ""
+                row.append((f"{UNITS[key][0]}, {decoding}", cell))
+        rows.append(row)
+    return ["## Errors by kind of operation", "", *markdown_table(rows), ""] if scores.micro else []
+
+
 def behaviour_table(scores):
     """Pass@k, majority vote, length, truncation, format and markers of every method, under the first decoding."""
     lines, decoding = [], scores.decodings[0]
@@ -1946,7 +1962,7 @@ def plot_scores(scores):
 
     panels = list(dict.fromkeys(tuple(benchmarks) for _, benchmarks, _ in scores.headline_columns()))
     return figure(scores, "scores", panels, draw, "Score of each method with its interval", [],
-                  size=(6.5, 0.42 * len(labels) + 1.3)) + plot_steps(scores)
+                  size=(6.5, 0.42 * len(labels) + 1.3)) + plot_steps(scores) + plot_errors(scores)
 
 
 LINES = [dict(fmt="o-", color="black"), dict(fmt="s--", color="black"), dict(fmt="^:", color="grey")]
@@ -2010,27 +2026,10 @@ def plot_errors(scores):
 
     panels = [(f"{kind}_error", method, decoding) for kind in ERRORS for method in ("opd", "opsd")
               for decoding in scores.decodings if len(scores.steps(method)) > 1 and scores.micro]
-    return [*figure(scores, "errors", panels, draw, "Two kinds of error over the training steps",
-                    ["Wrong results on operations that the base was taught and on those it has to guess, its gaps, "
-                     "over the training steps; bars: 95 % intervals; step 0 is the base."],
-                    columns=len(panels) // 2, size=(3.4, 2.8)), *error_table(scores)]
-
-
-def error_table(scores):
-    """Both kinds of error of plain, ReNIO's and shuffled weights at each batch size, and the effective sample size."""
-    labels = [label for m in ("opd", "opsd") for batch in ("", BATCH) for label in weighted(m, batch).values()]
-    rows = []
-    for label in ["base", *labels]:
-        sizes = [row["effective_sample_size"] for run in scores.logs(label, "metrics.jsonl") for row in run]
-        row = [("method", label), ("effective samples", f"{np.mean(sizes):.1f}" if sizes else "")]
-        for key in (f"{kind}_error" for kind in ERRORS):
-            for decoding in scores.decodings:
-                _, values = scores.of(label, ["arith"], decoding, key)
-                cell = percent(average(values), interval(*values, within=(0, 1)), ".2f") if values else ""
-                row.append((f"{UNITS[key][0]}, {decoding}", cell))
-        if label in scores.labels:
-            rows.append(row)
-    return [*markdown_table(rows), ""] if scores.micro else []
+    return figure(scores, "errors", panels, draw, "Two kinds of error over the training steps",
+                  ["Wrong results on operations that the base was taught and on those it has to guess, its gaps, over "
+                   "the training steps; bars: 95 % intervals; step 0 is the base."],
+                  columns=len(panels) // 2, size=(3.4, 2.8))
 
 
 ARMS = ("correct", "incorrect", "unfiltered")
@@ -2285,8 +2284,7 @@ SECTIONS = [
             + [Claim(f"{effect}: shuffled weights leave more errors on {what} than {others} in {m.upper()}{at}",
                      f"{m}+renio_shuffled{batch}", f"{m}{weighting}{batch}", f"{kind}_error")
                for effect, others, weighting in (("aiming", "ReNIO's", "+renio"), ("variance", "none", ""))
-               for kind, what in ERRORS.items() for m in ("opd", "opsd") for batch, at in BATCHES.items()],
-            plot_errors),
+               for kind, what in ERRORS.items() for m in ("opd", "opsd") for batch, at in BATCHES.items()]),
     Section("Controls, which the paper lacks",
             ["opd", "opd+renio", "opd+correctness", "opd+iw", "opd-beta0.5", "opd+renio-beta0.5", "opd-beta1",
              "opd+renio-beta1", "opsd", "opsd+renio", "opsd+correctness", "opsd+pw", "opsd-beta0.5",
@@ -2376,7 +2374,7 @@ def chapter(scores):
     rows = verdict_rows(scores, claim_findings(scores, claims) + rollout_findings(scores, rollouts))
     return [*headline_lines(rows), *settings_lines(scores), *verdict_lines(rows, scores.micro), *sections,
             *plot_log_ratios(scores, rollouts), *plot_entropy(scores, rollouts), *plot_weights(scores, rollouts),
-            *plot_seconds(scores), *behaviour_table(scores), *training_table(scores)]
+            *plot_seconds(scores), *error_table(scores), *behaviour_table(scores), *training_table(scores)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

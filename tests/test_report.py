@@ -418,7 +418,7 @@ def test_the_report_holds_every_table_and_figure(whole):
     for section in renio_eval.SECTIONS:
         assert f"## {section.title}" in text
     for name in ("scores", "figure1", "figure1-matched", "figure1-hard", "success", "figure3", "figure4", "figure5",
-                 "figure6", "weights", "steps"):
+                 "figure6", "weights", "steps", "errors"):
         assert f"({name}.png)" in text and (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG"), name
     for claim, *_ in (claim for section in renio_eval.SECTIONS for claim in section.claims):
         sampled, greedy = rows[claim.replace("*", "16")]
