@@ -61,14 +61,17 @@ def test_train_score_and_report_by_their_command_lines(tmp_path):
 
 
 def test_renio_trains_alone_in_a_folder(tmp_path):
+    """A command of its own for each method, in one process that finds nothing else of ours."""
     shutil.copy(ROOT / "renio.py", tmp_path)
-    words = [sys.executable, "renio.py", "--max_steps", "1", "--batch_size", "4"]
-    for more in (["--method", "sft", "--schedule_steps", "1", "--output_dir", "base"],
-                 ["--method", "opsd", "--weighting", "renio", "--model", "base/final", "--output_dir", "opsd"],
-                 ["--method", "grpo", "--generations", "2", "--model", "base/final", "--output_dir", "grpo"]):
-        done = subprocess.run([*words, *more], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-                              env=ENVIRONMENT)
-        assert done.returncode == 0, done.stderr
+    (tmp_path / "all.py").write_text("""import renio
+for words in ("--method sft --schedule_steps 1 --output_dir base",
+              "--method opsd --weighting renio --model base/final --output_dir opsd",
+              "--method grpo --generations 2 --model base/final --output_dir grpo"):
+    renio.main([*words.split(), "--max_steps", "1", "--batch_size", "4"])
+""")
+    done = subprocess.run([sys.executable, "all.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                          env=ENVIRONMENT)
+    assert done.returncode == 0, done.stderr
     assert len(rows_of(tmp_path / "opsd")) == 1 and (tmp_path / "grpo" / "final").exists()
 
 
@@ -81,7 +84,7 @@ def test_the_filter_study_runs_by_its_command_line(tmp_path, micro_model):
 
 def test_two_processes_make_the_update_of_one(tmp_path):
     words = ["renio.py", "--method", "sft", "--max_steps", 3, "--batch_size", 8, "--schedule_steps", 3]
-    run(sys.executable, *words, "--output_dir", tmp_path / "one")
+    renio.main([*map(str, words[1:]), "--output_dir", str(tmp_path / "one")])
     run(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 29517, *words,
         "--output_dir", tmp_path / "two")
     one, two = (load_model(str(tmp_path / name / "final")).state_dict() for name in ("one", "two"))

@@ -183,8 +183,7 @@ def test_two_machines_train_as_two_processes_of_one(tmp_path, micro_model):
     for agent in agents:
         said, _ = agent.communicate(timeout=240)
         assert agent.returncode == 0, said
-    together = [*launch[:3], "--standalone", "--nproc_per_node", "2", *words, str(tmp_path / "one")]
-    subprocess.run(together, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=240)
+    in_processes(2, tmp_path, run_train, renio.parse_config([*words[1:], str(tmp_path / "one")]))
     two, one = ((tmp_path / name / "final" / "model.safetensors").read_bytes() for name in ("two", "one"))
     assert two == one
 

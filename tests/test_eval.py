@@ -161,15 +161,12 @@ def test_reports_comparisons_and_verdicts_on_code_do_not_wait_for_torch(tmp_path
 
 
 def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, micro_model):
-    words = [sys.executable, "eval.py", "--model", micro_model, "--limit", 40, "--n", 4, "--batch_size", 8,
-             "--max_new_tokens", 20, "--output"]
-
-    def start(name):
-        return subprocess.Popen(list(map(str, [*words, tmp_path / name])), cwd=ROOT, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.DEVNULL)
-
-    assert start("whole.json").wait() == 0
-    process, partial = start("cut.json"), tmp_path / "cut.json.partial"
+    words = ["--model", str(micro_model), "--limit", "40", "--n", "4", "--batch_size", "8", "--max_new_tokens", "20",
+             "--output"]
+    renio_eval.main([*words, str(tmp_path / "whole.json")])
+    process = subprocess.Popen([sys.executable, "eval.py", *words, str(tmp_path / "cut.json")], cwd=ROOT,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    partial = tmp_path / "cut.json.partial"
     deadline = time.monotonic() + 120
     while not (partial.exists() and partial.read_bytes().count(b"\n") > 10):
         assert process.poll() is None and time.monotonic() < deadline
@@ -179,7 +176,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_uninterrupted_one(tmp_path, 
     assert not (tmp_path / "cut.json").exists()
     with partial.open("a") as file:
         file.write('{"key": "arith sampled 999", "answ')  # a line that the kill cut short
-    assert start("cut.json").wait() == 0
+    renio_eval.main([*words, str(tmp_path / "cut.json")])
     whole, cut = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "cut.json"))
     for result in whole["results"] + cut["results"]:
         del result["seconds"]

@@ -16,7 +16,8 @@ import torch
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kill import command, finish, kill_at, outcome, start
+from kill import command, kill_at, outcome, start
+from test_devices import in_processes, run_train
 
 import eval as renio_eval
 import filter_experiments
@@ -32,15 +33,23 @@ def rows_of(folder):
 
 @pytest.mark.parametrize("kind", ["opsd-lora", "two-ranks"])
 def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(tmp_path, micro_model, kind):
-    """One kill; tests/kill.py makes many, of every method."""
-    finish(command(kind, micro_model, tmp_path / "whole"))
+    """One kill; tests/kill.py makes many, of every method, and starts each run as a user does."""
+    def train(folder):
+        words = command(kind, micro_model, folder)
+        words = words[words.index(str(ROOT / "renio.py")) + 1:]
+        if "two-ranks" in kind:
+            in_processes(2, tmp_path, run_train, renio.parse_config(words))
+        else:
+            renio.main(words)
+
+    train(tmp_path / "whole")
     assert kill_at(command(kind, micro_model, tmp_path / "killed"), tmp_path / "killed", 6, 0.02)
-    finish(command(kind, micro_model, tmp_path / "killed"))
+    train(tmp_path / "killed")
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, sent):
+def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, monkeypatch, sent):
     words = [*command("opsd", micro_model, tmp_path / "stopped"), "--max_steps", "300", "--schedule_steps", "0",
              "--save_steps", "0"]
     process = start(words)
@@ -53,19 +62,12 @@ def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, se
     assert process.returncode == 1
     assert f"stopped after step {steps} of 300; the same command with --resume goes on" in said
     assert (tmp_path / "stopped" / f"checkpoint-{steps}" / "trainer_state.pt").exists()
-    assert f"going on after step {steps}" in start_and_stop(words)
-
-
-def start_and_stop(words):
-    process = start(words)
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "going on" in line or "trained weights" in line:
-            break
-    process.kill()
-    process.communicate()
-    return "".join(lines)
+    real = renio.distillation_step
+    monkeypatch.setattr(renio, "distillation_step",
+                        lambda *args, **words: os.kill(os.getpid(), sent) or real(*args, **words))
+    with pytest.raises(SystemExit, match=f"stopped after step {steps + 1} of 300"):
+        renio.main(words[2:])
+    assert [row["step"] for row in rows_of(tmp_path / "stopped")] == list(range(1, steps + 2))
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -108,20 +110,18 @@ def test_two_runs_in_one_folder_at_once_are_refused(config, tmp_path):
     trained(config)
 
 
-def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(tmp_path, micro_model):
-    words = [*command("sft", micro_model, tmp_path / "run"), "--max_steps", "4", "--save_steps", "2",
-             "--schedule_steps", "4"]
-    finish(words)
-    last = renio.newest_checkpoint(tmp_path / "run")
-    less = [*words, "--max_steps", "4"]
-    (tmp_path / "run" / "checkpoint-4" / "model.safetensors").unlink()  # so that there is something to do again
-    done = subprocess.run(less, capture_output=True, text=True,
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(config, tmp_path):
+    trained(config)
+    (tmp_path / "run" / "checkpoint-6" / "model.safetensors").unlink()  # so that there is something to do again
+    words = "--method sft --max_steps 6 --save_steps 2 --batch_size 4 --schedule_steps 6 --resume True".split()
+    words = [sys.executable, str(ROOT / "renio.py"), *words, "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True,
                           preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)))
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "checkpoint-4 can't be written" in done.stderr and "--resume goes on" in done.stderr
-    assert last.name == "checkpoint-4" and renio.newest_checkpoint(tmp_path / "run").name == "checkpoint-2"
-    finish(words)
+    assert "checkpoint-6 can't be written" in done.stderr and "--resume goes on" in done.stderr
     assert renio.newest_checkpoint(tmp_path / "run").name == "checkpoint-4"
+    trained(config, "--resume", "True")
+    assert renio.newest_checkpoint(tmp_path / "run").name == "checkpoint-6"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
