@@ -5,6 +5,7 @@
 #   bash run_all.sh table4 figure6     other targets, likewise; `all` for every one
 #   bash run_all.sh preflight table1   only check what the target needs at scale one or paper, and how long it takes
 #   bash run_all.sh --list             the targets, what each runs, costs and needs
+#   bash run_all.sh report             make the report of the published runs again, in results/published-$SCALE
 #   bash run_all.sh test               set up and run the tests
 #   bash run_all.sh setup              only set up: a .venv unless an environment is active; what is there is skipped
 #
@@ -682,6 +683,7 @@ list() {
       "$(runs_at one "$target")" "$(runs_at paper "$target")" "$hours" "$gpu" "${rest%%:*}"
   done <<<"$TARGETS"
   cat <<'END'
+report               1                          the report of the published runs, made again
 test                 5                          the tests
 setup                1                          only the environment
 
@@ -736,6 +738,14 @@ case $1 in
     "$PYTHON" -m pytest -q --numprocesses 2 --dist loadgroup tests
     ;;
   setup) setup requirements.txt ;;
+  report)
+    packed=(".github/results/$SCALE"/*.tar.gz)
+    [ -f "${packed[0]}" ] || { echo "run_all.sh report: no runs of SCALE=$SCALE are published" >&2; exit 2; }
+    setup requirements.txt
+    mkdir -p "results/published-$SCALE"
+    for each in "${packed[@]}"; do tar -xzf "$each" -C "results/published-$SCALE"; done
+    "$PYTHON" eval.py report "results/published-$SCALE"
+    ;;
   --list) list ;;
   *)
     for target in "$@"; do

@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
-from conftest import write_all_runs, write_run
+from conftest import ROOT, write_all_runs, write_run
 from intervals import coverage, detectable, simulate
 
 import eval as renio_eval
@@ -607,3 +607,26 @@ def test_compare_takes_several_seeds_a_side(tmp_path, capsys):
         renio_eval.main(["compare", *first[:2], "vs", *second[2:]])
     with pytest.raises(SystemExit, match="are both the first side with training seed 0"):
         renio_eval.main(["compare", first[0], second[0], "vs", second[0]])
+
+
+# --- what README says -------------------------------------------------------------------------------------------------
+
+def test_every_figure_of_readmes_results_is_in_the_published_report():
+    """Cells of a row are in the report's rows of that method or claim, and intervals of the text in any of its rows."""
+    said = (ROOT / "README.md").read_text().partition("## What came out")[2].partition("\n## ")[0]
+    lines = (ROOT / ".github" / "results" / "micro" / "report.md").read_text().splitlines()
+    published = [cells_of(line) for line in lines if line.startswith("|")]
+    tables = [cells_of(line) for line in said.splitlines() if line.startswith("|") and "---" not in line]
+    rows = [cells for cells in tables if re.match(r"[-+]?\d", cells[1])]
+    assert len(rows) == 13
+    for name, *cells in rows:
+        same = [cell for row in published if row[0] == name for cell in row[1:]]
+        assert {cell for cell in cells if cell} <= {*same}, name
+    text = " ".join(line for line in said.splitlines() if not line.startswith("|"))
+    quoted = re.findall(r"[-+][\d.]+ \[[-+\d., ]+\]", text)
+    assert len(quoted) == 5
+    assert {*quoted} <= {cell for row in published for cell in row}
+
+
+def cells_of(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
