@@ -684,7 +684,7 @@ list() {
   done <<<"$TARGETS"
   cat <<'END'
 report               1                          the report of the published runs, made again
-test                 5                          the tests
+test                 4                          the tests
 setup                1                          only the environment
 
 Training runs and their time a seed. micro: minutes on 2 slow CPU cores, the training of base and teacher (4 minutes) in

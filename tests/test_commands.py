@@ -38,8 +38,8 @@ def rows_of(folder):
 
 def test_train_score_and_report_by_their_command_lines(tmp_path):
     words = [sys.executable, "renio.py", "--max_steps", 2, "--batch_size", 4, "--schedule_steps", 2]
-    run(*words, "--method", "sft", "--dataset", "arith-gaps", "--privileged_share", 0.5, "--output_dir",
-        tmp_path / "base")
+    renio.main([*map(str, words[2:]), "--method", "sft", "--dataset", "arith-gaps", "--privileged_share", "0.5",
+                "--output_dir", str(tmp_path / "base")])
     output = run(*words, "--method", "opsd", "--weighting", "renio", "--model", tmp_path / "base" / "final",
                  "--output_dir", tmp_path / "opsd+renio")
     assert "first teacher prompt" in output and "reference" in output
