@@ -49,7 +49,7 @@ def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(tmp_path, micro_
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, monkeypatch, sent):
+def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, monkeypatch, capsys, sent):
     words = [*command("opsd", micro_model, tmp_path / "stopped"), "--max_steps", "300", "--schedule_steps", "0",
              "--save_steps", "0"]
     process = start(words)
@@ -67,6 +67,7 @@ def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, mo
                         lambda *args, **words: os.kill(os.getpid(), sent) or real(*args, **words))
     with pytest.raises(SystemExit, match=f"stopped after step {steps + 1} of 300"):
         renio.main(words[2:])
+    assert f"going on after step {steps}" in capsys.readouterr().out
     assert [row["step"] for row in rows_of(tmp_path / "stopped")] == list(range(1, steps + 2))
 
 
