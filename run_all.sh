@@ -742,6 +742,7 @@ case $1 in
     packed=(".github/results/$SCALE"/*.tar.gz)
     [ -f "${packed[0]}" ] || { echo "run_all.sh report: no runs of SCALE=$SCALE are published" >&2; exit 2; }
     setup requirements.txt
+    rm -rf "results/published-$SCALE" # a run that is published no more would stay in the report
     mkdir -p "results/published-$SCALE"
     for each in "${packed[@]}"; do tar -xzf "$each" -C "results/published-$SCALE"; done
     "$PYTHON" eval.py report "results/published-$SCALE"
