@@ -2102,7 +2102,8 @@ def plot_success(scores):
     return figure(scores, "success", panels, draw, "Success rates of the problems of each arm",
                   [*(markdown_table(rows) if rows else []), "",
                    "Problems of the arms' batches by the success rate of the arm's student at that step, over further "
-                   "rollouts; checkpoint steps and seeds pooled."], size=(4.2, 3.0))
+                   "rollouts; checkpoint steps and seeds pooled."],
+                  columns=len(DESIGNS) if len(panels) == 2 * len(DESIGNS) else None, size=(4.2, 3.0))
 
 
 def plot_sweeps(scores):
