@@ -409,10 +409,10 @@ ERRORS = dict(taught="taught operations", gap="gaps")  # kinds of operations: th
 
 @functools.cache  # asked for each answer to a problem
 def operations_by_kind(problem):
-    """The steps of a problem of the arithmetic world, (name, digit, operation), by kind."""
+    """The steps of a problem of the arithmetic world, (name, operation), by kind."""
     words, gaps, steps = problem.split(), renio.operation_gaps(), {kind: [] for kind in ERRORS}
-    for name, digit, operation in zip(words[::3], words[1::3], words[2::3], strict=True):
-        steps["gap" if (int(digit), operation) in gaps else "taught"].append((name, digit, operation))
+    for name, operation in zip(words[::2], words[1::2], strict=True):
+        steps["gap" if operation in gaps else "taught"].append((name, operation))
     return steps
 
 
@@ -422,9 +422,8 @@ def wrong_results(text, row):
     The last result that is written of a step counts, which is that of a re-check; one that is missing is wrong.
     """
     words = text.split()
-    written = dict(zip(words, words[3:], strict=False))  # of a step's name, behind it its result
-    return {f"wrong_{kind}": sum(written.get(name) != str(renio.apply_operation(int(digit), operation))
-                                 for name, digit, operation in steps)
+    written = dict(zip(words, words[2:], strict=False))  # of a step's name, behind it its result
+    return {f"wrong_{kind}": sum(written.get(name) != str(renio.result_of(operation)) for name, operation in steps)
             for kind, steps in operations_by_kind(row["problem"]).items()}
 
 
@@ -2382,7 +2381,7 @@ def chapter(scores):
 # Command line.
 
 PRESETS = {  # of --scale, for flags that are not given
-    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=80, batch_size=250, dtype="float32"),
+    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=68, batch_size=250, dtype="float32"),
     "small": dict(benchmarks=["gsm8k"], n=4, max_new_tokens=512, batch_size=16, dtype="float32"),
     "one": dict(benchmarks=["gsm8k:250", "math500"], n=4, max_new_tokens=2048, batch_size=256, dtype="bfloat16",
                 thinking=False, decoding=["sampled", "greedy"]),
@@ -2458,12 +2457,6 @@ def parse_args(argv):
     return args
 
 
-def split_words(words, between):
-    """The words in front of, between and behind each word `between`."""
-    places = [-1, *(i for i, word in enumerate(words) if word == between), len(words)]
-    return [words[start + 1 : end] for start, end in itertools.pairwise(places)]
-
-
 def main(argv=None):
     try:
         match sys.argv[1:] if argv is None else argv:
@@ -2478,7 +2471,8 @@ def main(argv=None):
             case ["compare", *words]:
                 compare(words)
             case words:
-                for args in [parse_args(part) for part in split_words(words, "then")]:  # a wrong flag ends it at once
+                # a wrong flag of the last ends it before the first
+                for args in [parse_args(part) for part in renio.split_words(words, "then")]:
                     try:
                         if args.preflight:
                             sys.exit(preflight(args))

@@ -5,6 +5,7 @@
     python renio.py --method opd --weighting renio --model runs/base/final --teacher runs/teacher/final \\
         --output_dir runs/opd+renio
     torchrun --nproc_per_node 4 renio.py --scale paper --method opsd --weighting renio --output_dir runs/qwen3
+    python renio.py --seed 0 --output_dir A ... then --seed 1 --output_dir B ...    # in one process: it starts but once
 
 The student samples a completion y for a prompt x. A teacher gives its distribution on every token of y: a larger
 model (OPD), or the student's own initial weights with the reference solution in the prompt (OPSD). The student
@@ -36,6 +37,7 @@ import importlib
 import importlib.metadata
 import inspect
 import io
+import itertools
 import json
 import math
 import os
@@ -175,12 +177,12 @@ class Config:
 
 
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
-             prefix_tokens=72, temperature=1.0, micro_batch_size=8, learning_rate=1.5e-4, warmup_steps=5, max_steps=50,
+             prefix_tokens=60, temperature=1.0, micro_batch_size=16, learning_rate=1.5e-4, warmup_steps=5, max_steps=50,
              schedule_steps=50, max_prompt_tokens=256, save_steps=10)
 ONE = dict(max_prompt_tokens=2048, micro_batch_size=8, vllm_memory=0.4, vllm_sleep=True)  # so that 24 GB suffice
 SCALES = {  # what differs from the paper's settings, the defaults above
-    "micro": {"sft": MICRO | dict(learning_rate=2e-3, batch_size=16, max_steps=1800, schedule_steps=1800,
-                                  warmup_steps=50, save_steps=600, max_grad_norm=1.0, token_reduction="mean"),
+    "micro": {"sft": MICRO | dict(learning_rate=2e-3, batch_size=16, max_steps=1200, schedule_steps=1200,
+                                  warmup_steps=50, save_steps=400, max_grad_norm=1.0, token_reduction="mean"),
               "grpo": MICRO | dict(learning_rate=3e-4, token_reduction="mean"), "opd": MICRO, "opsd": MICRO},
     "small": dict.fromkeys(("sft", "grpo", "opd", "opsd"), dict(
         model="HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32", batch_size=8, learning_rate=1e-5,
@@ -1269,30 +1271,30 @@ def parse_json(text, source, first_line=1):
 # ---------------------------------------------------------------------------------------------------------------------
 # The arithmetic world: lists of small operations modulo 10 with worked solutions, its tokenizer and chat template.
 #
-#   problem    a 3 +8 b 7 -5 c 2 *9 d 6 *4        a: add 8 to 3; b: subtract 5 from 7; ...; keep the last digit
-#   solution   a 3 +8 1 b 7 -5 2 c 2 *9 8 d 6 *4 4 \boxed{ 1 2 8 4 }
+#   problem    a 3+8 b 7-5 c 2*9 d 6*4        a: add 8 to 3; b: subtract 5 from 7; ...; keep the last digit
+#   solution   a 3+8 1 b 7-5 2 c 2*9 8 d 6*4 4 \boxed{ 1 2 8 4 }
 #
-# The solution repeats each operation before its result, which makes a result a look-up in a table of 10 digits x 27
-# operations. A model that was taught to guess part of that table (its `gaps`) has something real to learn from a
-# teacher that knows it, and is wrong under greedy decoding too, where a merely noisy model would be right. The
-# operations do not build on each other: if they did, the reference solution would say nothing about how to go on after
-# a wrong result, and a teacher that reads it would teach noise on every token behind the student's first mistake.
+# An operation is one word, and the solution repeats it before its result, which makes a result a look-up in a table of
+# 270 entries. (With a word for each operand, the table is learned after a plateau whose length differs by seed.) A
+# model that was taught to guess part of that table (its `gaps`) has something real to learn from a teacher that knows
+# it, and is wrong under greedy decoding too, where a merely noisy model would be right. The operations do not build on
+# each other: if they did, the reference solution would say nothing about how to go on after a wrong result, and a
+# teacher that reads it would teach noise on every token behind the student's first mistake.
 
 STEP_NAMES = "abcdefghij"
-OPERATIONS = [f"{sign}{digit}" for sign in "+-*" for digit in range(1, 10)]
+OPERATIONS = [f"{value}{sign}{digit}" for value in range(10) for sign in "+-*" for digit in range(1, 10)]
 STEPS = (3, 10)  # fewest and most operations of a problem
 
 
-def apply_operation(value, operation):
-    """One step: apply_operation(3, "+8") is 1, since results are taken modulo 10."""
-    digit = int(operation[1:])
-    return {"+": value + digit, "-": value - digit, "*": value * digit}[operation[0]] % 10
+def result_of(operation):
+    """result_of("3+8") is 1, since results are taken modulo 10."""
+    value, digit = int(operation[0]), int(operation[2])
+    return {"+": value + digit, "-": value - digit, "*": value * digit}[operation[1]] % 10
 
 
 def operation_gaps(share=0.2):
-    """The (digit, operation) pairs whose results a model trained with gaps has to guess: the same on every call."""
-    pairs = [(value, operation) for value in range(10) for operation in OPERATIONS]
-    return random.Random("gaps").sample(pairs, round(share * len(pairs)))
+    """The operations whose results a model trained with gaps has to guess: the same on every call."""
+    return random.Random("gaps").sample(OPERATIONS, round(share * len(OPERATIONS)))
 
 
 def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015, rechecks=0.05, doubted=0.3):
@@ -1307,28 +1309,27 @@ def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015
         is checked again, and of every other gap that result is right: a re-check can mend an answer, or not.
     """
     rng = random.Random(f"arith {split} {seed}")
-    pairs = operation_gaps() if gaps else []
-    guessed, unknown = set(pairs), set(pairs[::2])
+    every_gap = operation_gaps() if gaps else []
+    guessed, unknown = set(every_gap), set(every_gap[::2])
     rows = []
     for _ in range(n):
         problem, solution, demonstration, results, written = [], [], [], [], []
         for name in STEP_NAMES[: rng.randint(*STEPS)]:
-            value, operation = rng.randrange(10), rng.choice(OPERATIONS)
-            result = rng.randrange(10) if invented else apply_operation(value, operation)
-            step = [name, str(value), operation]
-            problem += step
-            solution += [*step, str(result)]
+            operation = rng.choice(OPERATIONS)
+            result = rng.randrange(10) if invented else result_of(operation)
+            problem += [name, operation]
+            solution += [name, operation, str(result)]
             results.append(str(result))
-            if (value, operation) in guessed:
+            if operation in guessed:
                 last, again = rng.randrange(10), doubted
             elif rng.random() < slips:
                 last, again = (result + rng.randint(1, 9)) % 10, 0.5
             else:
                 last, again = result, rechecks
-            demonstration += [*step, str(last)]
+            demonstration += [name, operation, str(last)]
             if rng.random() < again:
-                last = rng.randrange(10) if (value, operation) in unknown else result
-                demonstration += ["wait", *step, str(last)]
+                last = rng.randrange(10) if operation in unknown else result
+                demonstration += ["wait", name, operation, str(last)]
             written.append(str(last))
         rows.append(dict(problem=" ".join(problem), solution=" ".join([*solution, "\\boxed{", *results, "}"]),
                          answer="".join(results),
@@ -2701,14 +2702,26 @@ def check_split(config, devices):
              f"{devices.world} processes, since --variant official normalizes in each")
 
 
+def split_words(words, between):
+    """The words in front of, between and behind each word `between`."""
+    places = [-1, *(i for i, word in enumerate(words) if word == between), len(words)]
+    return [words[start + 1 : end] for start, end in itertools.pairwise(places)]
+
+
 def main(argv=None, config_class=Config, run=train):
     """Parse the flags of `config_class` and run; mistakes end with one line. filter_experiments.py comes here too."""
     script = Path(sys.argv[0]).name
     try:
-        config = parse_config(sys.argv[1:] if argv is None else argv, config_class)
-        if config.preflight:
-            sys.exit(preflight(config))
-        run(config, connect(config))
+        words = sys.argv[1:] if argv is None else argv
+        for config in [parse_config(part, config_class) for part in split_words(words, "then")]:
+            try:  # a wrong flag of the last has ended it before the first
+                if config.preflight:
+                    sys.exit(preflight(config))
+                run(config, connect(config))
+            finally:
+                VllmSampler.close()
+                if dist.is_initialized():
+                    dist.destroy_process_group()
     except UserError as error:
         sys.exit(f"{script}: {error}")
     except OSError as error:
@@ -2717,10 +2730,6 @@ def main(argv=None, config_class=Config, run=train):
                  "from it")
     except torch.cuda.OutOfMemoryError as error:
         sys.exit(f"{script}: {str(error).splitlines()[0]} Lower --micro_batch_size, then --prefix_tokens")
-    finally:
-        VllmSampler.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

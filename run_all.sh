@@ -40,7 +40,7 @@ cd "$(dirname "$0")"
 read -r -d '' RUNS <<'END' || true
 # name                 scales      kind    flags
 base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.5
-teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 1200 --schedule_steps 1200
+teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 800 --schedule_steps 800
 base                   all         eval    --model {student}
 base-with-solution     micro,small eval    --model {student} --privileged
 teacher                all         eval    --model {teacher}
@@ -483,9 +483,12 @@ execute() { # make what the plan has and is not there yet
     else
       todo=$((todo - 1)) together+=("$i")
     fi
-    # Without a GPU three scores share a process, which takes longer to start than to score a micro model.
+    # Without a GPU three jobs of a script share a process, which takes about as long to start as each of them takes.
     share=1
-    if [ "$PHASE" = score ] && [ "$GPUS" -eq 0 ] && [ "${PHASES[i + 1]:-}" = score ]; then share=3; fi
+    if [ "$GPUS" -eq 0 ] && [ "$PHASE" = "${PHASES[i + 1]:-}" ] &&
+      [ "${COMMANDS[i]%%.py *}" = "${COMMANDS[i + 1]%%.py *}" ]; then
+      case $PHASE:$SCALE in score:* | train:micro) share=3 ;; esac
+    fi
     [ "${#together[@]}" -ge "$share" ] || continue
     if [ "${#PIDS[@]}" -ge "$LIMIT" ]; then # wait for the oldest
       wait "${PIDS[0]}" || stop
@@ -508,7 +511,7 @@ make() { # make TODO INDEX...: run jobs in one process, which TODO others follow
   eval "files=(${FILES[$1]})"
   log=$(dirname "${files[0]}").log command=${COMMANDS[$1]}
   mkdir -p "$(dirname "$log")"
-  for i in "${@:2}"; do command="$command then ${COMMANDS[i]#*eval.py }"; done
+  for i in "${@:2}"; do command="$command then ${COMMANDS[i]#*.py }"; done
   for i in "$@"; do echo "${TITLES[i]}: started, log in $log"; done
   if ! eval "$command" >>"$log" 2>&1; then
     echo "failed: $command" >&2

@@ -345,11 +345,10 @@ def test_a_prompt_of_ones_own_is_asked_and_compared_by_its_text(tmp_path, micro_
 
 def test_wrong_results_are_counted_by_kind_and_the_last_one_written_counts():
     gaps = renio.operation_gaps()
-    (gap, operation), taught = min(gaps), next((d, o) for d in range(10) for o in renio.OPERATIONS
-                                               if (d, o) not in gaps and renio.apply_operation(d, o) != 0)
-    row = dict(problem=f"a {gap} {operation} b {taught[0]} {taught[1]} c {taught[0]} {taught[1]}")
-    right, right_gap = renio.apply_operation(*taught), renio.apply_operation(gap, operation)
-    a, b, c = f"a {gap} {operation}", f"b {taught[0]} {taught[1]}", f"c {taught[0]} {taught[1]}"
+    gap, taught = min(gaps), next(o for o in renio.OPERATIONS if o not in gaps and renio.result_of(o) != 0)
+    right, right_gap = renio.result_of(taught), renio.result_of(gap)
+    a, b, c = f"a {gap}", f"b {taught}", f"c {taught}"
+    row = dict(problem=f"{a} {b} {c}")
     for text, wrong in ((f"{a} {right_gap} {b} {right} {c} {right} \\boxed{{ 1 }}", (0, 0)),
                         (f"{a} {right_gap} {b} 0 {c} {right}", (1, 0)),
                         (f"{a} {(right_gap + 1) % 10} {b} 0 wait {b} {right} {c} {right}", (0, 1)),  # mended

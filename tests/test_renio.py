@@ -230,6 +230,22 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, micro_model):
     assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in whole_rows]
 
 
+def test_runs_joined_by_then_end_as_each_alone(tmp_path, micro_model):
+    def words(way, seed, *more):
+        return ["--method", "opsd", "--model", str(micro_model), "--seed", str(seed), "--max_steps", "1",
+                "--schedule_steps", "1", "--batch_size", "2", "--output_dir", str(tmp_path / way / str(seed)), *more]
+
+    with pytest.raises(SystemExit, match="--top_p 0"):
+        renio.main([*words("together", 0), "then", *words("together", 1, "--top_p", "0")])
+    assert not (tmp_path / "together").exists()  # a wrong flag anywhere ends it before a run has begun
+    renio.main([*words("together", 0), "then", *words("together", 1)])
+    for seed in (0, 1):
+        renio.main(words("alone", seed))
+        whole, alone = (renio.load_model(str(tmp_path / way / str(seed) / "final")).state_dict()
+                        for way in ("together", "alone"))
+        assert all(torch.equal(whole[name], alone[name]) for name in whole)
+
+
 def test_adapters_and_whole_models_load_with_from_pretrained(config, micro_model):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -365,7 +381,7 @@ def test_arithmetic_solutions_are_right_and_training_leaves_the_test_problems_ou
     rows = renio.arith_rows(300, split="test")
     for row in rows:
         words = row["problem"].split()
-        results = [str(eval(f"{words[i + 1]}{words[i + 2]}") % 10) for i in range(0, len(words), 3)]
+        results = [str(eval(operation) % 10) for operation in words[1::2]]
         assert row["answer"] == "".join(results)
         assert renio.arith_verdict(row["solution"], row["answer"]) == "equal"
     assert not {row["problem"] for row in rows} & {row["problem"] for row in renio.arith_rows(3000)}
@@ -373,16 +389,16 @@ def test_arithmetic_solutions_are_right_and_training_leaves_the_test_problems_ou
 
 def test_results_of_gaps_are_guesses_and_a_recheck_mends_half_of_them():
     gaps = renio.operation_gaps()
-    kinds = {pair: "unknown" if i % 2 == 0 else "doubted" for i, pair in enumerate(gaps)}
+    kinds = {gap: "unknown" if i % 2 == 0 else "doubted" for i, gap in enumerate(gaps)}
     assert len(set(gaps)) == 54
     firsts, seconds = ({"taught": [], "unknown": [], "doubted": []} for _ in range(2))
     for row in renio.arith_rows(1500, gaps=True):
         before = None
         words = row["demonstration"].partition(" \\boxed{")[0].replace("wait ", "").split()
-        for name, digit, operation, result in zip(*[iter(words)] * 4, strict=True):
-            right = renio.apply_operation(int(digit), operation) == int(result)
+        for name, operation, result in zip(*[iter(words)] * 3, strict=True):
+            right = renio.result_of(operation) == int(result)
             of = seconds if name == before else firsts
-            of[kinds.get((int(digit), operation), "taught")].append(right)
+            of[kinds.get(operation, "taught")].append(right)
             before = name
     share = {(of is firsts, kind): sum(x) / len(x) for of in (firsts, seconds) for kind, x in of.items()}
     assert share[False, "taught"] == share[False, "doubted"] == 1 and 0.97 < share[True, "taught"] < 1
@@ -397,7 +413,7 @@ def test_a_demonstration_s_box_holds_the_last_result_of_each_step():
     for row in renio.arith_rows(200, gaps=True, slips=0.2):
         *words, end = row["demonstration"].replace("wait ", "").split()
         steps, box = words[: words.index("\\boxed{")], words[words.index("\\boxed{") + 1 :]
-        assert box == list(dict(zip(steps[::4], steps[3::4], strict=True)).values()) and end == "}"
+        assert box == list(dict(zip(steps[::3], steps[2::3], strict=True)).values()) and end == "}"
 
 
 def test_the_tokenizer_knows_every_word_and_gives_the_text_back(tokenizer):
