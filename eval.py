@@ -1787,10 +1787,10 @@ def verdict_lines(rows, micro):
         "none about one is not called undecided; Holm's correction over all that are judged here over two seeds or "
         "more leaves a chance of 5 % that any one is. What seeds can show, with a chance of 80 %: 3 a difference of "
         "3.3 standard deviations of the paired differences, 5 of 1.7, 8 of 1.2, 16 of 0.7."
-        + (" The recipe (models, steps, learning rates, data) was fixed on seeds 100 to 103, which are not reported, by "
-           "what the base and the teachers know, by what plain OPD and OPSD spoil of the taught operations and leave of "
-           "the gaps, and by time; GRPO's learning rate by its own gain over the base. No setting was chosen by which "
-           "weighting wins.") * micro, ""]
+        + (" The recipe (models, steps, learning rates, data) was fixed on seeds 100 to 103, which are not reported, "
+           "by what the base and the teachers know, by what plain OPD and OPSD spoil of the taught operations and "
+           "leave of the gaps, and by time; GRPO's learning rate by its own gain over the base. No setting was chosen "
+           "by which weighting wins.") * micro, ""]
 
 
 def settings_lines(scores):
