@@ -459,7 +459,7 @@ job() { # job TITLE FILE... -- COMMAND...: add to the plan a COMMAND that makes 
 # --- jobs side by side ------------------------------------------------------------------------------------------------
 
 execute() { # make what the plan has and is not there yet
-  local i number=0 total=0 todo=0 before= share together=()
+  local i number=0 total=0 todo=0 stretch before= share=1 together=()
   for i in "${!PHASES[@]}"; do
     [ "${PHASES[i]}" != report ] || continue
     total=$((total + 1))
@@ -469,9 +469,13 @@ execute() { # make what the plan has and is not there yet
   TIMES=$(mktemp)
   trap 'rm -f "$TIMES"' EXIT
   for i in "${!PHASES[@]}"; do
-    PHASE=${PHASES[i]} LIMIT=${LIMITS[i]}
-    [ "$PHASE" = "$before" ] || finish
-    before=$PHASE
+    stretch="${PHASES[i]} ${COMMANDS[i]%%.py *}"
+    if [ "$stretch" != "$before" ]; then
+      start_together
+      [ "$PHASE" = "${PHASES[i]}" ] || finish
+      PHASE=${PHASES[i]} LIMIT=${LIMITS[i]} before=$stretch
+      share=$(share_of "$i")
+    fi
     if [ "$PHASE" = report ]; then
       eval "${COMMANDS[i]}"
       continue
@@ -480,23 +484,32 @@ execute() { # make what the plan has and is not there yet
     TITLES[i]="[$number of $total] ${TITLES[i]}"
     if is_there "$i"; then
       echo "${TITLES[i]}: is there, skipped"
-    else
-      todo=$((todo - 1)) together+=("$i")
+      continue
     fi
-    # Without a GPU three jobs of a script share a process, which takes about as long to start as each of them takes.
-    share=1
-    if [ "$GPUS" -eq 0 ] && [ "$PHASE" = "${PHASES[i + 1]:-}" ] &&
-      [ "${COMMANDS[i]%%.py *}" = "${COMMANDS[i + 1]%%.py *}" ]; then
-      case $PHASE:$SCALE in score:* | train:micro) share=3 ;; esac
-    fi
-    [ "${#together[@]}" -ge "$share" ] || continue
-    if [ "${#PIDS[@]}" -ge "$LIMIT" ]; then # wait for the oldest
-      wait "${PIDS[0]}" || stop
-      PIDS=("${PIDS[@]:1}")
-    fi
-    make "$todo" "${together[@]}" &
-    PIDS+=($!) together=()
+    todo=$((todo - 1)) together+=("$i")
+    [ "${#together[@]}" -lt "$share" ] || start_together
   done
+}
+
+share_of() { # share_of INDEX: how many of the jobs of a script that begin there one process makes
+  # Without a GPU up to three, since a process takes about as long to start as each job; but none shall idle.
+  local i count=0
+  case $PHASE:$SCALE:$GPUS in score:*:0 | train:micro:0) ;; *) echo 1; return ;; esac
+  for ((i = $1; i < ${#PHASES[@]} && count < 3 * LIMIT; i++)); do
+    [ "${PHASES[i]} ${COMMANDS[i]%%.py *}" = "${PHASES[$1]} ${COMMANDS[$1]%%.py *}" ] || break
+    is_there "$i" || count=$((count + 1))
+  done
+  echo $(((count + LIMIT - 1) / LIMIT))
+}
+
+start_together() { # execute's jobs that wait for a process, once one of LIMIT is free
+  [ "${#together[@]}" -gt 0 ] || return 0
+  if [ "${#PIDS[@]}" -ge "$LIMIT" ]; then # wait for the oldest
+    wait "${PIDS[0]}" || stop
+    PIDS=("${PIDS[@]:1}")
+  fi
+  make "$todo" "${together[@]}" &
+  PIDS+=($!) together=()
 }
 
 is_there() { # is_there INDEX: whether all files of a job are

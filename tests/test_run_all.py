@@ -601,22 +601,24 @@ def test_a_rehearsal_goes_from_the_data_to_the_report(tmp_path):
 STUB = """#!/usr/bin/env bash
 # in place of Python: makes what a run would make, hangs in one run until interrupted; on demand fails or dawdles
 echo "$@" >>"$CALLS"
+train() {
+  case "$1" in
+    ${FAILING:-none}) sleep 1; echo "out of luck"; exit 1 ;;
+    ${SLOW:-none}) sleep 2 ;;
+    */opsd+renio) [ -e "$CALLS.again" ] || { echo $$ >"$CALLS.pid"; touch "$CALLS.hangs"; exec sleep 60; } ;;
+    */*-matched) mkdir -p "$1"/{correct,incorrect,unfiltered}/final ;;
+    */*-hard) mkdir -p "$1"/{incorrect,unfiltered}/final ;;
+  esac
+  mkdir -p "$1/final"
+}
 words=("$@")
 for ((i = 0; i < $#; i++)); do
   case "${words[i]}" in
-    --output_dir) folder=${words[i + 1]} ;;
+    --output_dir) train "${words[i + 1]}" ;;
     --output) mkdir -p "$(dirname "${words[i + 1]}")" && touch "${words[i + 1]}" ;;
     --checkpoints) mkdir -p "${words[i + 1]}/checkpoint-50" && touch "${words[i + 1]}/checkpoint-50/eval.json" ;;
   esac
 done
-case "${folder:-}" in
-  ${FAILING:-none}) sleep 1; echo "out of luck"; exit 1 ;;
-  ${SLOW:-none}) sleep 2 ;;
-  */opsd+renio) [ -e "$CALLS.again" ] || { echo $$ >"$CALLS.pid"; touch "$CALLS.hangs"; exec sleep 60; } ;;
-  */*-matched) mkdir -p "$folder"/{correct,incorrect,unfiltered}/final ;;
-  */*-hard) mkdir -p "$folder"/{incorrect,unfiltered}/final ;;
-esac
-[ -z "${folder:-}" ] || mkdir -p "$folder/final"
 """
 
 
@@ -645,9 +647,9 @@ def test_a_killed_target_goes_on_where_it_was(tmp_path, stub):
     calls.with_suffix(".again").touch()
     assert subprocess.run(["bash", "run_all.sh", "table8", "figure1"], **words).returncode == 0
     after = calls.read_text().splitlines()
-    made = [line.rpartition("--output_dir ")[2].split()[0] for line in after if "--output_dir" in line]
+    made = re.findall(r"--output_dir (\S+)", " ".join(after))
     assert f"{tmp_path}/out/seed0/opsd+renio" in made and f"{tmp_path}/out/seed0/opsd-matched" in made
-    assert all("--resume" in line for line in after if "--output_dir" in line)
+    assert " ".join(after).count("--resume") == len(made)
     assert any("seed0/base" in line for line in before) and not any(folder.endswith("/base") for folder in made)
     assert len(made) == len(set(made))
     calls.unlink()
@@ -659,7 +661,7 @@ def test_progress_says_which_of_how_many_and_about_how_long(stub):
     environment, calls = stub
     calls.with_suffix(".again").touch()
     done = subprocess.run(["bash", "run_all.sh", "table2"], cwd=ROOT, capture_output=True, text=True,
-                          env={**environment, "JOBS": "1", "SLOW": "*/opd"})
+                          env={**environment, "JOBS": "1", "SLOW": "*/opd*"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("9 runs and scores, 9 to make")
     lines = re.findall(r"^\[(\d) of 9\] (.*), seed 0: made in (\d+) s(.*)$", done.stdout, re.MULTILINE)
@@ -668,7 +670,23 @@ def test_progress_says_which_of_how_many_and_about_how_long(stub):
         "base", "teacher", "opd", "opd+renio", "scores of base", "scores of base-with-solution", "scores of teacher",
         "scores of opd", "scores of opd+renio"]
     assert lines[0][3] == lines[1][3] == lines[-1][3] == ""  # no run of the table's kind yet; nothing left
-    assert lines[2][2] in ("2", "3", "4") and lines[2][3] == f"; about {6 * int(lines[2][2])} s left"
+    assert lines[2][2] in ("2", "3", "4")  # of each of the two runs that one process makes
+    assert lines[2][3] == lines[3][3] == f"; about {5 * int(lines[2][2])} s left"
+
+
+def test_runs_of_a_script_share_processes_without_a_gpu_and_leave_none_idle(stub):
+    environment, calls = stub
+    calls.with_suffix(".again").touch()
+    for target, jobs, shares in (("table2", "2", [1, 1]), ("main", "2", [2, 3]), ("main", "1", [2, 3]),
+                                 ("main", "5", [1] * 5), ("figure1", "2", [1, 3, 3, 3])):
+        calls.write_text("")
+        done = subprocess.run(["bash", "run_all.sh", target], cwd=ROOT, capture_output=True, text=True, env={
+            **environment, "JOBS": jobs, "OUT": f"{environment['OUT']}/{target}{jobs}", "CUDA_VISIBLE_DEVICES": ""})
+        assert done.returncode == 0, done.stderr
+        trained = [call for call in calls.read_text().splitlines() if "--method o" in call or "--method grpo" in call]
+        assert sorted(call.count("--output_dir") for call in trained) == shares
+        assert all(call.count(".py") == 1 and call.count(" then ") + 1 == call.count("--output_dir")
+                   for call in trained)
 
 
 def test_scores_that_are_not_there_share_processes_without_a_gpu(tmp_path, stub):
@@ -688,7 +706,7 @@ def test_scores_that_are_not_there_share_processes_without_a_gpu(tmp_path, stub)
                                 ["opd", "opd+renio"]]
     for name in ("base-with-solution", "opd+renio/checkpoint-50"):
         (tmp_path / "out" / "seed0" / name / "eval.json").unlink()
-    assert scored() == [["base-with-solution/eval.json", "opd+renio"]]
+    assert sorted(scored()) == [["base-with-solution/eval.json"], ["opd+renio"]]
     assert scored() == []
 
 
@@ -696,7 +714,7 @@ def test_scores_that_are_not_there_share_processes_without_a_gpu(tmp_path, stub)
 def test_a_stopped_script_leaves_no_job_behind(stub, fails):
     """Stopped by a signal, or by another job that fails while one hangs."""
     environment, calls = stub
-    environment = environment | ({"FAILING": "*/opsd"} if fails else {})
+    environment = environment | {"JOBS": "3"} | ({"FAILING": "*/opsd"} if fails else {})
     first = subprocess.Popen(["bash", "run_all.sh", "table1"], cwd=ROOT, env=environment, text=True,
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     while not calls.with_suffix(".hangs").exists():
