@@ -173,7 +173,7 @@ class Config:
     save_steps: int = flag(25, "updates between checkpoints; 0: only final/", low=0)
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = flag(
         "none", "where metrics go beside metrics.jsonl")
-    save_rollouts: bool = flag(False, "opd, opsd: weight, verdict and log-ratios of each rollout go to rollouts.jsonl")
+    save_rollouts: bool = flag(False, "opd, opsd: each rollout, its weight, verdict, log-ratios to rollouts.jsonl")
 
 
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
@@ -2273,9 +2273,10 @@ class RunLog:
             with self.rollouts.open("a", encoding="utf-8") as file:
                 for r in records:
                     file.write(json.dumps(dict(
-                        step=step + 1, renio_weight=r["renio_weight"], right=r["right"], truncated=r["truncated"],
-                        teacher_entropy=r["teacher_entropy"] / max(1, r["counted"]),
-                        log_ratios=[round(x, 4) for x in r["log_ratios"]])) + "\n")
+                        step=step + 1, problem=r["problem"], completion=r["completion"], right=r["right"],
+                        truncated=r["truncated"], renio_weight=r["renio_weight"],
+                        log_ratios=[round(x, 4) for x in r["log_ratios"]],
+                        teacher_entropy=r["teacher_entropy"] / max(1, r["counted"]))) + "\n")
         if self.bar is not None:
             self.bar.set_postfix(loss=f"{row['loss']:.3f}" if finite else "skipped", seconds=f"{seconds:.2f}",
                                  refresh=False)
@@ -2297,8 +2298,9 @@ def distillation_records(rollouts, tokens, losses, weights, config):
         teacher_entropy=tokens.teacher_entropy.sum(1), negative=(tokens.divergence < 0).sum(1),
         key_tokens=key_tokens.sum(1), first_key=key_tokens[:, 0])
     if config.save_rollouts:
-        for record, log_ratio in zip(records, tokens.log_ratio.tolist(), strict=True):
-            record["log_ratios"] = log_ratio[: record["length"]]
+        for record, rollout, log_ratio in zip(records, rollouts, tokens.log_ratio.tolist(), strict=True):
+            record |= dict(problem=rollout.example.row["problem"], completion=rollout.completion,
+                           log_ratios=log_ratio[: record["length"]])
     return records
 
 

@@ -7,11 +7,14 @@ import tarfile
 from unittest.mock import MagicMock
 
 import numpy as np
+import picture
 import pytest
 from conftest import ROOT, write_all_runs, write_run
 from intervals import coverage, detectable, simulate
+from matplotlib.axes import Axes
 
 import eval as renio_eval
+import renio
 from eval import bootstrap_interval, holm, interval, paired_p_value, seeds_p_value, t_p_value, t_quantile
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -607,6 +610,33 @@ def test_compare_takes_several_seeds_a_side(tmp_path, capsys):
         renio_eval.main(["compare", *first[:2], "vs", *second[2:]])
     with pytest.raises(SystemExit, match="are both the first side with training seed 0"):
         renio_eval.main(["compare", first[0], second[0], "vs", second[0]])
+
+
+# --- the picture of a rollout -----------------------------------------------------------------------------------------
+
+def test_a_rollout_of_a_run_is_drawn_with_its_words_key_tokens_and_weight(tmp_path, micro_model, monkeypatch):
+    renio.main(["--method", "opsd", "--model", str(micro_model), "--max_steps", "1", "--batch_size", "4",
+                "--schedule_steps", "1", "--save_rollouts", "True", "--output_dir", str(tmp_path / "run")])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rollouts.jsonl").read_text().splitlines()]
+    assert len(rows) == 4 and all(len(row["completion"]) == len(row["log_ratios"]) for row in rows)
+    log_ratios = [4.0, 0.8, 1.0, *[0.0] * (len(rows[0]["completion"]) - 3)]
+    row = rows[0] | dict(right=False, log_ratios=log_ratios, renio_weight=np.exp(2))
+    (tmp_path / "run" / "rollouts.jsonl").write_text(json.dumps(row) + "\n")
+    said = []
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, text, **style: said.append(text))
+    picture.main(tmp_path / "run", tmp_path / "rollout")
+    assert all((tmp_path / f"rollout-{theme}.png").stat().st_size > 1000 for theme in ("light", "dark"))
+    asked, *words, weight = said[: len(said) // 2]  # of the first theme
+    assert asked == f"asked: {row['problem']}" and [word for word in words if word[0] in "+-"] == ["+4.0", "+1.0"]
+    assert len(words) == 2 + len(row["completion"]) and "3.0, 1.0" in weight and weight.endswith("= 7.4$")
+
+
+def test_words_of_a_picture_stay_within_its_width():
+    words = ["word"] * 40
+    places = picture.layout(words)
+    assert all(column + len(word) * picture.LETTER < picture.WIDTH for word, (column, _) in
+               zip(words, places, strict=True))
+    assert places[-1][1] == 2 and places == sorted(places, key=lambda place: place[::-1])
 
 
 # --- what README says -------------------------------------------------------------------------------------------------
