@@ -577,6 +577,17 @@ def check_answers(args, words):
 # and compares as evalplus does; each call goes by pipe to the sandbox, a process that has the program and the arguments
 # of that call, and nothing else: no expected result, no file but Python's own, no network, no way to start or signal a
 # process. What comes back is made of plain values, so a program can do no more than answer rightly or wrongly.
+#
+# The rules are those of evalplus's HEAD: every base and plus input; equal types and lengths; exact results, but floats
+# within 1e-6 or the task's tolerance; sets and special oracles where evalplus has them. HEAD differs from the 0.3.1
+# that the paper used in three things: 0.3.1 never passes HumanEval/32 (0.61 points of HumanEval+), allows a test 1 s
+# at least instead of 4, and leaves terminal escapes in answers. All 542 canonical solutions pass, also with both cores
+# under full load, and none whose body is replaced by `return None`, `return []` or `return 0` (CODE_ROWS=all with
+# tests/test_code.py, 9 minutes). Five inputs of MBPP+/255 are left out, whose answers hold 6 to 128 million strings.
+#
+# On kernels before 6.12, or where user namespaces are off, a warning says what is missing. There a program can learn
+# whether a path exists, and before 5.13 read files, but not change one, start or signal a process, or reach the
+# network.
 
 
 def grade_code(row, completion, timeout=60.0):
@@ -1134,7 +1145,9 @@ def filter_system_calls():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Statistics.
+# Statistics. Intervals are 95 %. Of one run: bootstrap over problems, which says nothing of another training (where
+# seeds move each method by 5 points it holds the truth in 33 % of cases at 500 problems). Of several seeds see
+# `interval`; in simulation (tests/intervals.py) its two kinds hold the truth in 94.3 to 95.5 % and in 94.8 to 96.8 %.
 
 
 def pass_at_k(n, c, k):

