@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Score language models on math and code benchmarks, compare and report the scores.
 
     python eval.py --model DIR_OR_NAME --benchmarks arith --n 4 --output scores.json

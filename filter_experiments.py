@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The filter study (Section 2, Figures 1, 7 and 8): distillation on correct-only against incorrect-only rollouts.
 
     python filter_experiments.py --arm incorrect --method opd --model runs/base/final --teacher runs/teacher/final \\

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """ReNIO: on-policy distillation that weights each rollout by how over-confident the student was in it.
 
     python renio.py --method sft --model init:micro --dataset arith-gaps --privileged_share 0.5 --output_dir runs/base

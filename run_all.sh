@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
 # Reproduce the paper's tables and figures: train, score, report.
 #
 #   bash run_all.sh                    set up, then tables 1 and 2 at micro scale, and the report: ten minutes anywhere

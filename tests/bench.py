@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measure speed and memory, each as a ratio in one run. A command, no test: machines differ and are noisy.
 
     python tests/bench.py loss                 # the fused divergence against full logits, V = 151,936

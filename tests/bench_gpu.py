@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Measure on one GPU of 80 GB what the paper's sizes cost, a line a figure as soon as it is there.
 
     python tests/bench.py gpu --output gpu.jsonl             # every point; each figure goes to the file too

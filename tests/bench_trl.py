@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Time and memory of a step beside TRL's DistillationTrainer, on one job, in one run. A command, no test.
 
     python -m venv trl-env && trl-env/bin/pip install torch==2.13.0 transformers==5.19.0 trl==1.16

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What several test files share: the project on the path, tiny models, and reference data where it is at hand."""
 
 import json

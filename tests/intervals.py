@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How often the intervals of eval.py hold the truth, and what difference a number of seeds can show.
 
     python tests/intervals.py                # both tables, 4,000 simulated comparisons a row; about 2 minutes

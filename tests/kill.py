@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Kill training runs with SIGKILL at random moments, resume them, and compare with uninterrupted ones, bit for bit.
 
     python tests/kill.py                  # every kind, 3 kills each (about 10 minutes on 2 slow cores)

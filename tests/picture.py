@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Draw one rollout of a run: its tokens shaded by log-ratio, its key tokens framed, its weight. README shows it.
 
     python renio.py --method opsd --weighting renio --model results/micro/seed0/base/final --max_steps 1 \\

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the figures of an H200 let a step of the paper take, counted on paper.
 
     python tests/bench.py roofline     # prints this

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Whether memory, step time and files stay bounded over a long run. A command, no test.
 
     python tests/soak.py                        # 2,000 steps of OPSD with ReNIO on a micro model, about 10 minutes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The bench of a GPU, at tiny sizes on a CPU."""
 
 import json

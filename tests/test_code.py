@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The code grader: what evalplus passes passes, however it is written down, and hostile programs do no harm.
 
     CODE_ROWS=all python -m pytest tests/test_code.py       # every row of both sets (9 minutes), not each twelfth

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The scripts as a user runs them, and the filter study."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """More than one process: the same update however the batch and the weights are spread over devices (gloo, CPU)."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Graders, benchmarks and the command line of eval.py; its statistics and report are tested in test_report.py."""
 
 import functools

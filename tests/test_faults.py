@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What goes wrong at night: kills, damaged and locked folders, full disks, broken numbers, bad input."""
 
 import json

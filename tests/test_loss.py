@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The divergence and the weights: golden figures of the released code, values by hand, and properties."""
 
 import json

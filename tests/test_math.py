@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The math grader: which box is the answer, what counts as equal, real gold answers, answers that would hang it."""
 
 import concurrent.futures

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The weightings that ReNIO is compared with, and GRPO, against values worked by hand."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """--preflight: what a run needs is checked before its hours are spent, a line each."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What student and teacher are told: templates, the solution in the teacher's prompt, and the first token behind it."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The training loop's parts on random micro models: sampling, teachers, gradients, data, prompts, flags."""
 
 import json

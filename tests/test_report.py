@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Statistics of eval.py, comparisons, and the report."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The roofline's arithmetic: by hand, and against models and torch's own count."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """run_all.sh: what its tables ask for, what it skips, resumes, stops and says."""
 
 import json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Sampling through vLLM gives what sampling through transformers gives, in every step of training and in eval.py.
 
 Without a GPU, in an environment of its own:
