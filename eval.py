@@ -102,17 +102,33 @@ BENCHMARKS = {
 }
 
 
+def benchmark_of(name):
+    """A benchmark by its name, or that of a user's file, which is math. Raises renio.UserError for any other name."""
+    if Path(name).suffix in (".json", ".jsonl", ".gz", ".parquet"):
+        return Benchmark("math", "", "", name, "problem", "answer", "a file")
+    if name not in BENCHMARKS:
+        raise renio.UserError(f"--benchmarks {name}: unknown; known are {', '.join(BENCHMARKS)}, and .json, .jsonl or "
+                              ".parquet files of problems and answers")
+    return BENCHMARKS[name]
+
+
 def load_benchmark(name, data_dir=None, limit=None):
     """The first `limit` problems of a benchmark as dicts of problem, solution and answer, for code also the `test` row.
 
-    Of `arith` 500 test problems without a limit. Others come from data_dir or the hub. Raises renio.UserError for an
-    unknown benchmark and for a row that can't be asked or graded.
+    Of `arith` 500 test problems without a limit; of a user's file the columns that renio.read_problems finds. Others
+    come from data_dir or the hub. Raises renio.UserError for an unknown benchmark and for a row that can't be asked or
+    graded.
     """
-    if name not in BENCHMARKS:
-        raise renio.UserError(f"--benchmarks {name}: unknown; known are {', '.join(BENCHMARKS)}")
-    benchmark = BENCHMARKS[name]
+    benchmark = benchmark_of(name)
     if benchmark.task == "arith":
         return renio.arith_rows(limit or 500, split="test")
+    if name == benchmark.file:
+        rows = renio.read_problems(name, limit=limit)
+        for number, row in enumerate(rows, start=1):
+            if not (row["answer"] or "").strip():
+                raise renio.UserError(f"{name}, row {number}: no answer to grade against, in a column answer or in the "
+                                      "solution's last box")
+        return rows
     source = str(Path(data_dir) / benchmark.file) if data_dir else benchmark.hub_name
     rows = []
     for number, raw in enumerate(itertools.islice(renio.read_table(source, benchmark.split), limit), start=1):
@@ -238,7 +254,7 @@ class Evaluation:
             if args.privileged and not all(row["solution"] for row in rows):
                 raise renio.UserError(f"--privileged: {name} has no worked solutions to put in the prompt")
         self.tokenizer = renio.load_tokenizer(args.model)
-        self.prompts = {name: [self.prompt(BENCHMARKS[name].task, row) for row in rows]
+        self.prompts = {name: [self.prompt(benchmark_of(name).task, row) for row in rows]
                         for name, rows in self.rows.items()}
         longest = max(len(prompt) for prompts in self.prompts.values() for prompt in prompts) + args.max_new_tokens
         self.sampler, self.batch_size = load_sampler(args, longest)
@@ -260,7 +276,7 @@ class Evaluation:
             batch_size=self.batch_size,
             weights=weights_of(args),
             checksums={name: checksum(rows) for name, rows in self.rows.items()},
-            sources={name: f"{BENCHMARKS[name].hub_name or name} ({BENCHMARKS[name].licence})" for name in self.rows},
+            sources={name: f"{b.hub_name or name} ({b.licence})" for name in self.rows for b in [benchmark_of(name)]},
             prompts={name: self.tokenizer.decode(prompts[0]) for name, prompts in self.prompts.items()},
             versions={name: renio.version_of(name) for name in sorted({"torch", "transformers", args.engine})})
         print(f"first prompt: {next(iter(settings['prompts'].values()))!r}", flush=True)
@@ -307,12 +323,12 @@ class Evaluation:
 
     def samples(self, name, decoding):
         """How many answers a problem has."""
-        of_scale = 4 if BENCHMARKS[name].task == "code" else PRESETS[self.args.scale]["n"]
+        of_scale = 4 if benchmark_of(name).task == "code" else PRESETS[self.args.scale]["n"]
         return 1 if decoding == "greedy" else self.args.n or of_scale
 
     def batch(self, name, decoding, start, problems, max_new_tokens):
         """Answers to the problems (indices of rows, one an answer), sampled and graded, and the seconds they took."""
-        args, task, began = self.args, BENCHMARKS[name].task, time.perf_counter()
+        args, task, began = self.args, benchmark_of(name).task, time.perf_counter()
         completions = self.sampler(
             [self.prompts[name][p] for p in problems], max_new_tokens, self.eos_ids,
             args.temperature if decoding == "sampled" else 0, args.top_p, args.top_k,
@@ -437,7 +453,7 @@ def error_shares(rows, answers):
 
 def boxes_equal(benchmark):
     """What says whether two boxes hold one answer: as mathematics, or in the arithmetic world by their text."""
-    if BENCHMARKS[benchmark].task != "math":
+    if benchmark_of(benchmark).task != "math":
         return str.__eq__
     return functools.cache(lambda a, b: renio.answer_verdict(a, b) == "equal")
 
@@ -501,7 +517,7 @@ def preflight(args):
     rows = {word: check(f"benchmark {word}", check_benchmark, *limit)
             for word, limit in zip(args.benchmarks, limits.items(), strict=True)}
     rows = {word: row for word, row in rows.items() if row}
-    if any(BENCHMARKS[name].task != "code" for name in limits if name in BENCHMARKS):
+    if any(name not in BENCHMARKS or BENCHMARKS[name].task != "code" for name in limits):
         check("math-verify", check_math_verify)
     for word, row in rows.items():
         if "test" in row:
@@ -1471,7 +1487,8 @@ class Scores:
                     raise renio.UserError(
                         f"{other.path} and {run.path} are both {run.label} with training seed {run.seed}")
         scored_on = {key for run in self.last for key in run.results}
-        self.benchmarks = [b for b in BENCHMARKS if any(b == benchmark for benchmark, _ in scored_on)]
+        names = {benchmark for benchmark, _ in scored_on}
+        self.benchmarks = [b for b in BENCHMARKS if b in names] + sorted(names - BENCHMARKS.keys())
         self.decodings = [d for d in ("sampled", "greedy") if any(d == decoding for _, decoding in scored_on)]
         self.labels = list(dict.fromkeys(run.label for run in self.last))
         self.other_length = next((label.partition("@")[2] for label in self.labels if "@" in label), "*")
@@ -1492,7 +1509,7 @@ class Scores:
         columns = []
         for decoding in self.decodings:
             for task in ("arith", "math", "code"):
-                names = [b for b in self.benchmarks if BENCHMARKS[b].task == task]
+                names = [b for b in self.benchmarks if benchmark_of(b).task == task]
                 columns += [(f"{name}, {decoding}", [name], decoding) for name in names]
                 if len(names) > 1:
                     columns.append((f"{task} mean, {decoding}", names, decoding))
@@ -2424,7 +2441,8 @@ def parse_args(argv):
     add("--adapter", help="folder of a peft adapter on the model")
     add("--checkpoints", help="score every checkpoint-N of this run instead, each into its own eval.json")
     add("--scale", choices=list(PRESETS), default="micro", help="preset of the flags below; explicit flags win")
-    add("--benchmarks", nargs="+", help=f"of {', '.join(BENCHMARKS)}; gsm8k:250 takes the first 250 problems of it")
+    add("--benchmarks", nargs="+", help=f"of {', '.join(BENCHMARKS)}, or your own .jsonl, .json or .parquet with "
+        "the columns problem and answer; gsm8k:250 takes the first 250 problems of it")
     add("--data_dir", help="read benchmarks from files there instead of the hub")
     number("--limit", 1, LARGEST, "score only the first problems of each")
     number("--n", 1, 10**5 - 1, "samples a problem; without it the scale's, for code 4")
