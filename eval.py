@@ -86,6 +86,8 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "arith": Benchmark("arith", "", "test", "", "problem", "answer", "made here"),
+    "products": Benchmark("math", "", "test", "", "problem", "answer", "made here"),
+    "chain": Benchmark("math", "", "test", "", "problem", "answer", "made here"),
     "aime24": Benchmark("math", "HuggingFaceH4/aime_2024", "train", "aime_2024.jsonl", "problem", "answer", "© MAA"),
     "aime25": Benchmark("math", "yentinglin/aime_2025", "train", "aime_2025.jsonl", "problem", "answer", "© MAA"),
     "hmmt25": Benchmark("math", "MathArena/hmmt_feb_2025", "train", "hmmt_feb_2025.jsonl", "problem", "answer",
@@ -115,13 +117,13 @@ def benchmark_of(name):
 def load_benchmark(name, data_dir=None, limit=None):
     """The first `limit` problems of a benchmark as dicts of problem, solution and answer, for code also the `test` row.
 
-    Of `arith` 500 test problems without a limit; of a user's file the columns that renio.read_problems finds. Others
+    Of those that are made here 500 without a limit; of a user's file the columns that renio.read_problems finds. Others
     come from data_dir or the hub. Raises renio.UserError for an unknown benchmark and for a row that can't be asked or
     graded.
     """
     benchmark = benchmark_of(name)
-    if benchmark.task == "arith":
-        return renio.arith_rows(limit or 500, split="test")
+    if benchmark.licence == "made here":
+        return renio.SYNTHETIC[name](limit or 500, split="test")
     if name == benchmark.file:
         rows = renio.read_problems(name, limit=limit)
         for number, row in enumerate(rows, start=1):

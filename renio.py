@@ -32,6 +32,7 @@ math grader, models, vLLM, processes and FSDP2, the output folder, the log, the 
 """
 
 import contextlib
+import functools
 import gzip
 import hashlib
 import importlib
@@ -119,7 +120,7 @@ class Config:
 
     # data and prompts
     dataset: str = flag("siyanzhao/Openthoughts_math_30k_opsd",
-                        "hub name, .json, .jsonl or .parquet file, or the synthetic arith, arith-gaps")
+                        "hub name, .json, .jsonl or .parquet file, or made here: arith, arith-gaps, products, chain")
     task: Literal["math", "code", "arith"] = flag("math", "which prompts to use")
     student_prompt: str | None = flag(None, "message with {problem}, or @file; without it that of PROMPTS in this file")
     teacher_prompt: str | None = flag(None, "likewise, with {solution} if privileged; a column teacher_prompt wins")
@@ -1171,17 +1172,16 @@ def render(config, row, student_tokenizer, teacher_tokenizer, rng):
 
 def read_rows(config, rng, needed):
     """The rows of --dataset; for sft, `privileged` says of each whether its prompt holds the solution."""
-    if config.dataset not in ("arith", "arith-gaps"):
+    make, share = SYNTHETIC.get(config.dataset), config.privileged_share
+    if make:
+        rows = make(needed, config.seed)
+    else:
         rows = read_problems(config.dataset, need_solution=needs_solution(config), task=config.task)
-        for row in rows:
-            row["privileged"] = rng.random() < config.privileged_share
-        return rows
-    rows = arith_rows(needed, config.seed, gaps=config.dataset == "arith-gaps")
-    if config.privileged_share:  # invented results teach to read the reference instead of remembering it
-        invented = arith_rows(needed, config.seed + 10**6, invented=True)
-        rows = [dict(other, privileged=True) if rng.random() < config.privileged_share else row
-                for row, other in zip(rows, invented, strict=True)]
-    return rows
+    with_solution = rows
+    if share and config.task == "arith":  # invented results teach to read the reference instead of remembering it
+        with_solution = arith_rows(len(rows), config.seed + 10**6, invented=True)
+    return [dict(other, privileged=True) if share and rng.random() < share else row
+            for row, other in zip(rows, with_solution, strict=True)]
 
 
 def read_problems(source, split="train", need_solution=False, task="math", limit=None):
@@ -1336,6 +1336,45 @@ def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015
                          answer="".join(results),
                          demonstration=" ".join([*demonstration, "\\boxed{", *written, "}"])))
     return rows
+
+
+# Problems in plain English with worked solutions, for a pretrained model. The results of `products` are independent of
+# each other, as in the arithmetic world; in `chain` each feeds the next, which shows what self-distillation then does.
+
+
+def product_rows(n, seed=0, split="train"):
+    """n problems of three products each, as dicts of problem, solution and answer. split: as for arith_rows."""
+    rng = random.Random(f"products {split} {seed}")
+    rows = []
+    for _ in range(n):
+        factors = [(rng.randint(3, 19), rng.randint(3, 9)) for _ in range(3)]
+        asked = ", ".join(f"{a} * {b}" for a, b in factors)
+        worked = ", ".join(f"{a} * {b} = {a * b}" for a, b in factors)
+        answer = ", ".join(str(a * b) for a, b in factors)
+        rows.append(dict(problem=f"Work out {asked}.", answer=answer,
+                         solution=f"{worked}. The answers are \\boxed{{{answer}}}."))
+    return rows
+
+
+def chain_rows(n, seed=0, split="train"):
+    """n sums and differences of four numbers, worked out from the left; else as product_rows."""
+    rng = random.Random(f"chain {split} {seed}")
+    rows = []
+    for _ in range(n):
+        value = rng.randint(10, 30)
+        asked, worked = str(value), []
+        for _ in range(3):
+            change = rng.choice([-1, 1]) * rng.randint(2, 15)
+            step, value = f"{value} {'+' if change > 0 else '-'} {abs(change)}", value + change
+            asked += step[step.index(" "):]
+            worked.append(f"{step} = {value}.")
+        rows.append(dict(problem=f"Calculate {asked}.", answer=str(value),
+                         solution=f"{' '.join(worked)} The answer is \\boxed{{{value}}}."))
+    return rows
+
+
+SYNTHETIC = {"arith": arith_rows, "arith-gaps": functools.partial(arith_rows, gaps=True), "products": product_rows,
+             "chain": chain_rows}  # --dataset -> its rows, made when asked for: (n, seed, split)
 
 
 def arith_tokenizer():

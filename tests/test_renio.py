@@ -2,6 +2,7 @@
 """The training loop's parts on random micro models: sampling, teachers, gradients, data, prompts, flags."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -386,6 +387,19 @@ def test_arithmetic_solutions_are_right_and_training_leaves_the_test_problems_ou
         assert row["answer"] == "".join(results)
         assert renio.arith_verdict(row["solution"], row["answer"]) == "equal"
     assert not {row["problem"] for row in rows} & {row["problem"] for row in renio.arith_rows(3000)}
+
+
+@pytest.mark.parametrize("name", ["products", "chain"])
+def test_problems_in_english_are_right_and_hardly_any_is_both_trained_and_tested(name):
+    rows = renio.SYNTHETIC[name](200, split="test")
+    for row in rows:
+        asked = row["problem"].split(" ", 2 if name == "products" else 1)[-1].rstrip(".").split(", ")
+        assert row["answer"] == ", ".join(str(eval(part)) for part in asked), row
+        steps = [step.split(" = ") for step in re.findall(r"[^,.]+ = -?\d+", row["solution"])]
+        assert len(steps) == 3 and all(eval(left) == int(right) for left, right in steps)
+    assert all(renio.grade_math(row["solution"], row["answer"]) for row in rows[:20])
+    trained = {row["problem"] for seed in (0, 1) for row in renio.SYNTHETIC[name](500, seed)}
+    assert len({row["problem"] for row in rows} & trained) <= 2  # by chance
 
 
 def test_results_of_gaps_are_guesses_and_a_recheck_mends_half_of_them():
