@@ -409,9 +409,12 @@ def grade_answer(tokenizer, eos_ids, task, completion, row):
     else:
         reason = (renio.arith_verdict if task == "arith" else renio.math_verdict)(text, row["answer"])
         verdict = Verdict(reason == "equal", reason)
-    return dict(text=text, boxed=None if task == "code" else renio.extract_boxed(text), right=verdict.passed,
-                reason=verdict.reason, tokens=len(completion), truncated=completion[-1] not in eos_ids,
-                markers=count_markers(text), **(wrong_results(text, row) if task == "arith" else {}))
+    boxed = None if task == "code" else renio.extract_boxed(text)
+    if task == "arith" and boxed is not None:  # what the majority is of
+        boxed = "".join(renio.arith_results(text).values())
+    return dict(text=text, boxed=boxed, right=verdict.passed, reason=verdict.reason, tokens=len(completion),
+                truncated=completion[-1] not in eos_ids, markers=count_markers(text),
+                **(wrong_results(text, row) if task == "arith" else {}))
 
 
 MARKERS = ("but wait hmm perhaps maybe actually seems might likely check alternatively however though again").split()
@@ -440,8 +443,7 @@ def wrong_results(text, row):
 
     The last result that is written of a step counts, which is that of a re-check; one that is missing is wrong.
     """
-    words = text.split()
-    written = dict(zip(words, words[2:], strict=False))  # of a step's name, behind it its result
+    written = renio.arith_results(text)
     return {f"wrong_{kind}": sum(written.get(name) != str(renio.result_of(operation)) for name, operation in steps)
             for kind, steps in operations_by_kind(row["problem"]).items()}
 
@@ -2414,7 +2416,7 @@ def chapter(scores):
 # Command line.
 
 PRESETS = {  # of --scale, for flags that are not given
-    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=68, batch_size=250, dtype="float32"),
+    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=58, batch_size=250, dtype="float32"),
     "small": dict(benchmarks=["gsm8k"], n=4, max_new_tokens=512, batch_size=16, dtype="float32"),
     "one": dict(benchmarks=["gsm8k:250", "math500"], n=4, max_new_tokens=2048, batch_size=256, dtype="bfloat16",
                 thinking=False, decoding=["sampled", "greedy"]),

@@ -179,7 +179,7 @@ class Config:
 
 
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
-             prefix_tokens=60, temperature=1.0, micro_batch_size=16, learning_rate=5e-4, warmup_steps=5, max_steps=50,
+             prefix_tokens=50, temperature=1.0, micro_batch_size=16, learning_rate=5e-4, warmup_steps=5, max_steps=50,
              schedule_steps=50, max_prompt_tokens=256, save_steps=10)
 ONE = dict(max_prompt_tokens=2048, micro_batch_size=8, vllm_memory=0.4, vllm_sleep=True)  # so that 24 GB suffice
 SCALES = {  # what differs from the paper's settings, the defaults above
@@ -1273,14 +1273,14 @@ def parse_json(text, source, first_line=1):
 # The arithmetic world: lists of small operations modulo 10 with worked solutions, its tokenizer and chat template.
 #
 #   problem    a 3+8 b 7-5 c 2*9 d 6*4        a: add 8 to 3; b: subtract 5 from 7; ...; keep the last digit
-#   solution   a 3+8 1 b 7-5 2 c 2*9 8 d 6*4 4 \boxed{ 1 2 8 4 }
+#   solution   \boxed{ a 3+8 1 b 7-5 2 c 2*9 8 d 6*4 4 }        the answer: 1284
 #
 # An operation is one word, and the solution repeats it before its result, which makes a result a look-up in a table of
 # 270 entries. (With a word for each operand, the table is learned after a plateau whose length differs by seed.) A
 # model that was taught to guess part of that table (its `gaps`) has something real to learn from a teacher that knows
-# it, and is wrong under greedy decoding too, where a merely noisy model would be right. The operations do not build on
-# each other: if they did, the reference solution would say nothing about how to go on after a wrong result, and a
-# teacher that reads it would teach noise on every token behind the student's first mistake.
+# it, and is wrong under greedy decoding too, where a merely noisy model would be right. No result is used again, in
+# another operation or in a last line that repeats them: the teacher can't know how to go on with a wrong result, and
+# would teach noise on every token that depends on the student's mistake.
 
 STEP_NAMES = "abcdefghij"
 OPERATIONS = [f"{value}{sign}{digit}" for value in range(10) for sign in "+-*" for digit in range(1, 10)]
@@ -1305,7 +1305,7 @@ def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015
     invented: results are random digits, so that a row can be solved only by reading its reference solution.
     The demonstration, which a model is trained to write, has steps that are checked again ("wait") in the same words:
     the share `rechecks` of right results and half of the wrong ones, which are the share `slips`. The second result is
-    right; where there is none, the first ends up in the answer.
+    right and counts; where there is none, the first does.
     gaps: the results of `operation_gaps` are random digits, which a model learns to guess. The share `doubted` of them
         is checked again, and of every other gap that result is right: a re-check can mend an answer, or not.
     """
@@ -1314,7 +1314,7 @@ def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015
     guessed, unknown = set(every_gap), set(every_gap[::2])
     rows = []
     for _ in range(n):
-        problem, solution, demonstration, results, written = [], [], [], [], []
+        problem, solution, demonstration, results = [], [], [], []
         for name in STEP_NAMES[: rng.randint(*STEPS)]:
             operation = rng.choice(OPERATIONS)
             result = rng.randrange(10) if invented else result_of(operation)
@@ -1322,19 +1322,18 @@ def arith_rows(n, seed=0, split="train", gaps=False, invented=False, slips=0.015
             solution += [name, operation, str(result)]
             results.append(str(result))
             if operation in guessed:
-                last, again = rng.randrange(10), doubted
+                first, again = rng.randrange(10), doubted
             elif rng.random() < slips:
-                last, again = (result + rng.randint(1, 9)) % 10, 0.5
+                first, again = (result + rng.randint(1, 9)) % 10, 0.5
             else:
-                last, again = result, rechecks
-            demonstration += [name, operation, str(last)]
+                first, again = result, rechecks
+            demonstration += [name, operation, str(first)]
             if rng.random() < again:
-                last = rng.randrange(10) if operation in unknown else result
-                demonstration += ["wait", name, operation, str(last)]
-            written.append(str(last))
-        rows.append(dict(problem=" ".join(problem), solution=" ".join([*solution, "\\boxed{", *results, "}"]),
-                         answer="".join(results),
-                         demonstration=" ".join([*demonstration, "\\boxed{", *written, "}"])))
+                second = rng.randrange(10) if operation in unknown else result
+                demonstration += ["wait", name, operation, str(second)]
+        rows.append(dict(problem=" ".join(problem), answer="".join(results), **{
+            key: " ".join(["\\boxed{", *words, "}"]) for key, words in (
+                ("solution", solution), ("demonstration", demonstration))}))
     return rows
 
 
@@ -1448,10 +1447,17 @@ def math_verdict(text, gold, timeout=10.0):
     return "no box" if answer is None else answer_verdict(answer, gold if boxed_gold is None else boxed_gold, timeout)
 
 
+def arith_results(text):
+    """The results in an answer of the arithmetic world, {name of the step: the last that its box has for it}."""
+    words = (extract_boxed(text) or "").split()
+    return {name: result for name, result in zip(words, words[2:], strict=False) if name in STEP_NAMES}
+
+
 def arith_verdict(text, gold):
-    r"""math_verdict of the arithmetic world, whose answers are digits with spaces between: \boxed{ 1 2 8 4 }."""
-    answer = extract_boxed(text)
-    return "no box" if answer is None else answer_verdict(re.sub(r"(?<=\d)\s+(?=\d)", "", answer), gold)
+    """math_verdict of the arithmetic world: equal, different, no box."""
+    if extract_boxed(text) is None:
+        return "no box"
+    return "equal" if "".join(arith_results(text).values()) == gold else "different"
 
 
 def answer_verdict(answer, gold, timeout=10.0):

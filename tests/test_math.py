@@ -12,7 +12,7 @@ import pytest
 
 import eval as renio_eval
 import renio
-from renio import answer_verdict, arith_verdict, extract_boxed, grade_math, math_verdict
+from renio import answer_verdict, extract_boxed, grade_math, math_verdict
 
 MATH_SETS = dict(aime24=30, aime25=30, hmmt25=30, amc23=40, math500=500, minerva=272, gsm8k=1319)  # rows of each
 ALL = os.environ.get("GOLDS") == "all"  # a minute or two; without it a sample of each set
@@ -48,14 +48,6 @@ HANGS = "(x+1)^{100000}"
 ])
 def test_the_last_complete_box_outside_thinking_is_the_answer(text, boxed):
     assert extract_boxed(text) == boxed
-
-
-@pytest.mark.parametrize("text, gold, verdict", [
-    (r"a 3 +4 7 \boxed{ 1 2 8 4 }", "1284", "equal"), (r"\boxed{ 0 2 8 4 }", "0284", "equal"),
-    (r"\boxed{ 1 2 8 }", "1284", "different"), (r"\boxed{ 1 2 8 5 }", "1284", "different"),
-    (r"\boxed{ }", "1284", "unparsable"), ("1 2 8 4", "1284", "no box")])
-def test_the_arithmetic_worlds_spaced_digits_are_one_number(text, gold, verdict):
-    assert arith_verdict(text, gold) == verdict
 
 
 # --- what is equal ----------------------------------------------------------------------------------------------------
