@@ -10,7 +10,7 @@
 #   bash run_all.sh test               set up and run the tests
 #   bash run_all.sh setup              only set up: a .venv unless an environment is active; what is there is skipped
 #
-# A run that is finished is skipped, an interrupted one goes on. Environment:
+# A run that is finished, or has its scores, is skipped; an interrupted one goes on. Environment:
 #   SCALE                 micro (default, anywhere) | small (a real model, anywhere) | one (a GPU of 24 GB) | paper
 #   VARIANT               official (as released; default at one and paper) | paper (the equations; default elsewhere)
 #   STUDENTS, SEEDS       at one and paper only these students, "Qwen/Qwen3-1.7B"; training seeds, "0 1 2"
@@ -40,7 +40,7 @@ cd "$(dirname "$0")"
 # A name with code- has code in place of math. For what stands in braces see the settings.
 read -r -d '' RUNS <<'END' || true
 # name                 scales      kind    flags
-base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.65
+base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.8
 teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 800 --schedule_steps 800
 base                   all         eval    --model {student}
 base-with-solution     micro,small eval    --model {student} --privileged
@@ -372,7 +372,7 @@ select_runs() { # select_runs NAME TARGETS: a run that TARGETS need, or the runs
 
 plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phase and seed
   local name=$1 kind=$2 script=renio.py launch flags=() last= words word previous= folder
-  local method= steps=$STEPS saves=$SAVES # as the flags have them
+  local method= steps=$STEPS saves=$SAVES made # the steps as the flags have them
   local folders=("$DIR/$name") training=(${TRAINING[@]+"${TRAINING[@]}"}) scoring=("${SCORING[@]}")
   local student=${STUDENT/\{folder\}/$DIR} teacher=${TEACHER/\{folder\}/$DIR}
   [ -z "${REHEARSE:-}" ] || student=$OUT/model/final teacher=$OUT/model/final
@@ -409,7 +409,9 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
         launch=("${ALONE[@]}")
       fi
       sized "$method"
-      job "$name" "${folders[@]/%//final}" -- "${launch[@]}" "$script" --scale "$SCALE" --seed "$SEED" \
+      made=("${folders[@]/%//final}")
+      if [ "$kind" != prepare ] && scored "${folders[@]}"; then made=("${folders[0]}"); fi # published runs have no weights
+      job "$name" "${made[@]}" -- "${launch[@]}" "$script" --scale "$SCALE" --seed "$SEED" \
         ${training[@]+"${training[@]}"} ${SIZED[@]+"${SIZED[@]}"} "${flags[@]}" --output_dir "$DIR/$name" --resume
       ;;
     score:eval) score "$DIR/$name" --seed "$SEED" "${flags[@]}" ;;
@@ -424,15 +426,28 @@ on_next_gpu() { # ALONE: Python on the next of the GPUs, where there are any
   [ "$GPUS" -eq 0 ] || ALONE=(env "CUDA_VISIBLE_DEVICES=${DEVICES[TURN++ % GPUS]}" "$PYTHON")
 }
 
+last_scores() { # last_scores FOLDER: the last file that `score` makes of plan_run's run in FOLDER
+  if [ "$kind" != eval ] && { [ "$SCALE" = paper ] || [ "$kind" != train ]; }; then
+    echo "$1/checkpoint-$steps/eval.json"
+  else
+    echo "$1/eval.json"
+  fi
+}
+
+scored() { # scored FOLDER...: whether all these runs of plan_run have their scores
+  local folder
+  for folder in "$@"; do [ -e "$(last_scores "$folder")" ] || return 1; done
+}
+
 score() { # score FOLDER [FLAGS...]: plan_run's run in FOLDER, or the model that FLAGS name
-  local file=$1/eval.json label=${1#"$DIR/"}
-  label=${label#code-}
+  local file label=${1#"$DIR/"}
+  file=$(last_scores "$1") label=${label#code-}
   local command=(--output "$file" --label)
   COUNT=1
   if [ "$kind" = eval ]; then
     command+=("${label//-/ }" "${@:2}")
-  elif [ "$SCALE" = paper ] || [ "$kind" != train ]; then
-    file=$1/checkpoint-$steps/eval.json COUNT=$((steps / saves))
+  elif [ "$file" != "$1/eval.json" ]; then
+    COUNT=$((steps / saves))
     command=(--checkpoints "$1" --model "$student" --label "${label//\//-}") # an arm's folder is in its run's
   elif [ "$SCALE" = micro ]; then
     command+=("$label" --model "$1/final")

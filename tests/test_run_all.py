@@ -151,6 +151,13 @@ def test_finished_runs_are_skipped_and_reported(tmp_path):
     assert "[15 of 15] scores of grpo, seed 3: is there, skipped\n" in done.stdout and " left" not in done.stdout
     assert "| opsd+renio | 1 | 50.0" in (tmp_path / "report.md").read_text()
     assert [words[1] for words in commands(tmp_path)] == ["report"]
+    for label in labels:  # as in published runs, which have scores but no weights
+        (tmp_path / "seed3" / label / "final").rmdir()
+    assert [words[1] for words in commands(tmp_path)] == ["report"]
+    (tmp_path / "seed3" / "opd" / "checkpoint-50" / "eval.json").unlink()
+    (tmp_path / "seed3" / "base" / "final").rmdir()  # from which runs start, whether it is scored or not
+    trained = [words[words.index("--output_dir") + 1] for words in commands(tmp_path) if "--output_dir" in words]
+    assert [Path(folder).name for folder in trained] == ["base", "opd"]
 
 
 @pytest.mark.parametrize("variant", ["official", "paper"])
