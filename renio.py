@@ -179,12 +179,12 @@ class Config:
 
 
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
-             prefix_tokens=50, temperature=1.0, micro_batch_size=16, learning_rate=5e-4, warmup_steps=5, max_steps=50,
+             prefix_tokens=50, temperature=1.0, micro_batch_size=16, learning_rate=4.5e-4, warmup_steps=5, max_steps=50,
              schedule_steps=50, max_prompt_tokens=256, save_steps=10)
 ONE = dict(max_prompt_tokens=2048, micro_batch_size=8, vllm_memory=0.4, vllm_sleep=True)  # so that 24 GB suffice
 SCALES = {  # what differs from the paper's settings, the defaults above
-    "micro": {"sft": MICRO | dict(learning_rate=2e-3, batch_size=16, max_steps=1500, schedule_steps=1500,
-                                  warmup_steps=50, save_steps=500, max_grad_norm=1.0, token_reduction="mean"),
+    "micro": {"sft": MICRO | dict(learning_rate=2e-3, batch_size=16, max_steps=1800, schedule_steps=1800,
+                                  warmup_steps=50, save_steps=600, max_grad_norm=1.0, token_reduction="mean"),
               "grpo": MICRO | dict(learning_rate=3e-4, token_reduction="mean"), "opd": MICRO, "opsd": MICRO},
     "small": dict.fromkeys(("sft", "grpo", "opd", "opsd"), dict(
         model="HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32", batch_size=8, learning_rate=1e-5,
@@ -411,7 +411,7 @@ PROMPTS = {  # task -> what the student is told, what a privileged teacher is to
         "--- reference ends ---\n\nStudy the reference until you understand why it works. Then solve the task afresh, "
         "in your own words and without quoting it. Reason step by step and end with the complete program in one "
         "```python block."),
-    "arith": ("{problem}", "{problem} reference {solution} again"),
+    "arith": ("{problem}", "reference {solution} again {problem}"),
 }
 
 

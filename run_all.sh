@@ -40,7 +40,7 @@ cd "$(dirname "$0")"
 # A name with code- has code in place of math. For what stands in braces see the settings.
 read -r -d '' RUNS <<'END' || true
 # name                 scales      kind    flags
-base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.8
+base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.65
 teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 800 --schedule_steps 800
 base                   all         eval    --model {student}
 base-with-solution     micro,small eval    --model {student} --privileged
