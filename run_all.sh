@@ -488,7 +488,7 @@ execute() { # make what the plan has and is not there yet
     stretch="${PHASES[i]} ${COMMANDS[i]%%.py *}"
     if [ "$stretch" != "$before" ]; then
       start_together
-      [ "$PHASE" = "${PHASES[i]}" ] || finish
+      [ "$PHASE" = "${PHASES[i]}" ] || wait_until_fewer 1
       PHASE=${PHASES[i]} LIMIT=${LIMITS[i]} before=$stretch
       share=$(share_of "$i")
     fi
@@ -520,10 +520,7 @@ share_of() { # share_of INDEX: how many of the jobs of a script that begin there
 
 start_together() { # execute's jobs that wait for a process, once one of LIMIT is free
   [ "${#together[@]}" -gt 0 ] || return 0
-  if [ "${#PIDS[@]}" -ge "$LIMIT" ]; then # wait for the oldest
-    wait "${PIDS[0]}" || stop
-    PIDS=("${PIDS[@]:1}")
-  fi
+  wait_until_fewer "$LIMIT"
   make "$todo" "${together[@]}" &
   PIDS+=($!) together=()
 }
@@ -564,10 +561,16 @@ time_left() { # time_left JOBS: that of so many, by the mean time of this phase'
     }' "$TIMES"
 }
 
-finish() { # wait for every background job
-  local pid
-  for pid in ${PIDS[@]+"${PIDS[@]}"}; do wait "$pid" || stop; done
-  PIDS=()
+wait_until_fewer() { # wait_until_fewer JOBS: than so many run; bash 3.2 can't wait for whichever ends first
+  local pid running
+  until [ "${#PIDS[@]}" -lt "$1" ]; do
+    sleep 0.2
+    running=()
+    for pid in "${PIDS[@]}"; do
+      if kill -0 "$pid" 2>/dev/null; then running+=("$pid"); else wait "$pid" || stop; fi
+    done
+    PIDS=(${running[@]+"${running[@]}"})
+  done
 }
 
 stop() { # a job failed or the user interrupted: end what still runs

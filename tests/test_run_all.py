@@ -722,7 +722,7 @@ def test_scores_that_are_not_there_share_processes_without_a_gpu(tmp_path, stub)
 def test_a_stopped_script_leaves_no_job_behind(stub, fails):
     """Stopped by a signal, or by another job that fails while one hangs."""
     environment, calls = stub
-    environment = environment | {"JOBS": "3"} | ({"FAILING": "*/opsd"} if fails else {})
+    environment = environment | ({"FAILING": "*/grpo"} if fails else {})
     first = subprocess.Popen(["bash", "run_all.sh", "table1"], cwd=ROOT, env=environment, text=True,
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
     while not calls.with_suffix(".hangs").exists():
