@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -145,7 +146,8 @@ def test_a_benchmark_may_have_a_limit_of_its_own(tmp_path, micro_model):
 
 
 def test_a_users_file_is_scored_as_math_and_reported(tmp_path, micro_model, monkeypatch, capsys):
-    path = tmp_path / "mine.jsonl"
+    monkeypatch.chdir(tmp_path)
+    path = Path("mine.jsonl")
     path.write_text("".join(json.dumps(row) + "\n" for row in (
         dict(question="half of 1?", Answer="0.5"), dict(problem="x", solution=r"so \boxed{\frac{1}{3}}"))))
     monkeypatch.setattr(PreTrainedTokenizerBase, "decode", lambda *_, **__: r"\boxed{\frac{2}{4}}")
@@ -154,7 +156,7 @@ def test_a_users_file_is_scored_as_math_and_reported(tmp_path, micro_model, monk
     [result] = json.loads((tmp_path / "run" / "eval.json").read_text())["results"]
     assert [[a["reason"] for a in p["answers"]] for p in result["problems"]] == [["equal"] * 2, ["different"] * 2]
     renio_eval.main(["report", str(tmp_path / "run")])
-    assert f"{path}, sampled, %" in capsys.readouterr().out
+    assert "mine.jsonl, sampled, %" in capsys.readouterr().out
     path.write_text(json.dumps(dict(problem="x", solution="no box")) + "\n")
     with pytest.raises(UserError, match="mine.jsonl, row 1: no answer to grade against"):
         renio_eval.load_benchmark(str(path))

@@ -169,8 +169,8 @@ def test_three_in_a_row_end_the_run_with_its_batch_on_disk(config, tmp_path, mon
 
 def rows_with_long_ones(folder, count):
     """A data set of which so many problems are too long for --max_prompt_tokens 40."""
-    rows = [dict(problem="a 1 +1", solution="a 1 +1 2", answer="2")] * 4
-    rows += [dict(problem="a 1 +1 " * 30, solution="a 1 +1 2", answer="2")] * count
+    rows = [dict(problem="a 1+1", solution="a 1+1 2", answer="2")] * 4
+    rows += [dict(problem="a 1+1 " * 40, solution="a 1+1 2", answer="2")] * count
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return "--dataset", folder / "rows.jsonl", "--max_prompt_tokens", 40
 
@@ -181,7 +181,8 @@ def test_problems_that_are_too_long_do_not_count_as_broken_updates(config, tmp_p
     break_updates(monkeypatch, {1, 3, 4, 5})
     with pytest.raises(UserError, match="step 5: the third gradient in a row"):
         trained(config, *words)
-    assert f"{6 * too_long} problems skipped" in capsys.readouterr().out  # 24 examples are six times round
+    [skipped] = re.findall(r"(\d+) problems skipped", capsys.readouterr().out)
+    assert 5 * too_long <= int(skipped) <= 6 * too_long  # 24 examples are six times round, the last not always whole
     assert [row["skipped"] for row in rows_of(tmp_path / "run")] == [True, False, True, True, True]
 
 
@@ -230,7 +231,7 @@ def train_on(tmp_path, rows, model, *words):
 
 def test_odd_but_usable_rows_train(tmp_path, micro_model, capsys):
     """A single row, one twice, one of a megabyte, and answers that no grader can read."""
-    odd = [GOOD, GOOD, dict(GOOD, problem="1 +8 " * 200_000), dict(GOOD, answer="{{{"),
+    odd = [GOOD, GOOD, dict(GOOD, problem="1+8 " * 200_000), dict(GOOD, answer="{{{"),
            dict(GOOD, answer=None, solution="so")]
     assert len(train_on(tmp_path, odd, micro_model)) == 2
     assert "problems skipped: longer than 256 tokens" in capsys.readouterr().out
@@ -250,7 +251,7 @@ def test_rows_with_a_blank_solution_are_skipped_and_counted(tmp_path, micro_mode
 
 def test_data_of_long_problems_only_is_refused(tmp_path, micro_model):
     with pytest.raises(SystemExit, match="of 1 problems none can be used: each is longer than 256 tokens"):
-        train_on(tmp_path, [dict(GOOD, problem="1 +8 " * 1000)], micro_model)
+        train_on(tmp_path, [dict(GOOD, problem="1+8 " * 1000)], micro_model)
 
 
 @pytest.mark.parametrize("lost, message", [

@@ -17,7 +17,7 @@ from renio import UserError
 @pytest.fixture
 def words(tmp_path, micro_model):
     """Flags of a run of OPD on local models and data."""
-    rows = [dict(problem="a 1 +1", solution="a 1 +1 2 \\boxed{ 2 }", Answer="2")] * 8
+    rows = [dict(problem="a 1+1", solution="a 1+1 2 \\boxed{ 2 }", Answer="2")] * 8
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return ["--method", "opd", "--model", str(micro_model), "--teacher", str(micro_model), "--lora_r", "4", "--dataset",
             str(tmp_path / "rows.jsonl"), "--output_dir", str(tmp_path / "run"), "--preflight"]
@@ -111,7 +111,7 @@ def test_each_check_that_fails_says_what_to_do_and_leaves_the_others(
     renio.init_model("init:micro", other, seed=0).save_pretrained(tmp_path / "OTHER")
     other.save_pretrained(tmp_path / "OTHER")
     (tmp_path / "QUIZ").with_suffix(".jsonl").write_text('{"quiz": "1 + 1?"}\n')
-    (tmp_path / "BLANK").with_suffix(".jsonl").write_text('{"problem": "a 1 +1", "solution": " "}\n')
+    (tmp_path / "BLANK").with_suffix(".jsonl").write_text('{"problem": "a 1+1", "solution": " "}\n')
     for name in ("QUIZ", "BLANK"):
         more = more.replace(name, f"{tmp_path}/{name}.jsonl")
     for name in ("TOKENIZER", "OTHER"):

@@ -37,7 +37,7 @@ def test_a_tokenizer_without_a_template_is_refused(tokenizer):
     bare = renio.arith_tokenizer()
     bare.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
-        prompt_ids(bare, "a 1 +1", thinking=True)
+        prompt_ids(bare, "a 1+1", thinking=True)
 
 
 def test_a_template_is_filled_once_and_keeps_all_other_braces():
@@ -48,20 +48,20 @@ def test_a_template_is_filled_once_and_keeps_all_other_braces():
 
 def prompts(config, tokenizer, tmp_path, *words, **columns):
     """The first example's prompts, decoded, of data with these columns."""
-    (tmp_path / "rows.jsonl").write_text(json.dumps(dict(problem="a 1 +1", solution="b 2", answer="2") | columns))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(dict(problem="a 1+1", solution="b 2", answer="2") | columns))
     flags = config("--dataset", tmp_path / "rows.jsonl", *words)
     [example] = examples_of(flags, tokenizer, 1)
     return [tokenizer.decode(ids) for ids in (example.student_prompt, example.teacher_prompt)]
 
 
 @pytest.mark.parametrize("words, student, teacher", [
-    ("--method opsd", "a 1 +1", "a 1 +1 reference b 2 again"),
-    ("--method opsd --privileged False", "a 1 +1", "a 1 +1"),
-    ("--method opd --teacher x", "a 1 +1", "a 1 +1"),
-    ("--method opd --teacher x --privileged True", "a 1 +1", "a 1 +1 reference b 2 again"),
-    ("--method opd --teacher x --student_prompt again=STUDENT", "again a 1 +1", "again a 1 +1"),
-    ("--method opsd --teacher_prompt wait=TEACHER", "a 1 +1", "wait b 2 a 1 +1"),
-    ("--method opsd --teacher_prompt @FILE", "a 1 +1", "a 1 +1 wait b 2"),
+    ("--method opsd", "a 1+1", "reference b 2 again a 1+1"),
+    ("--method opsd --privileged False", "a 1+1", "a 1+1"),
+    ("--method opd --teacher x", "a 1+1", "a 1+1"),
+    ("--method opd --teacher x --privileged True", "a 1+1", "reference b 2 again a 1+1"),
+    ("--method opd --teacher x --student_prompt again=STUDENT", "again a 1+1", "again a 1+1"),
+    ("--method opsd --teacher_prompt wait=TEACHER", "a 1+1", "wait b 2 a 1+1"),
+    ("--method opsd --teacher_prompt @FILE", "a 1+1", "a 1+1 wait b 2"),
 ])
 def test_each_side_is_told_what_the_flags_say(config, tokenizer, tmp_path, words, student, teacher):
     (tmp_path / "prompt.txt").write_text("{problem} wait {solution}")
@@ -103,12 +103,13 @@ def test_prompts_that_contradict_other_flags_are_refused(config, words, message)
 
 
 def test_the_released_codes_variant_cuts_long_prompts_where_ours_skips_them(config, tokenizer, tmp_path):
-    long = "a 1 +1 " * 20
+    long = "a 1+1 " * 20
     words = "--method", "opsd", "--max_prompt_tokens", "30"
     with pytest.raises(UserError, match="longer than 30 tokens"):
         prompts(config, tokenizer, tmp_path, *words, problem=long)
     student, teacher = prompts(config, tokenizer, tmp_path, *words, "--variant", "official", problem=long)
-    assert student == teacher == " ".join(["<user>", *long.split()][:30])
+    assert student == " ".join(["<user>", *long.split()][:30])
+    assert teacher == " ".join(["<user>", "reference", "b", "2", "again", *long.split()][:30])
 
 
 # --- the first token --------------------------------------------------------------------------------------------------

@@ -355,12 +355,12 @@ def test_text_that_is_not_utf8_and_missing_files_are_named(tmp_path):
 
 
 def test_long_problems_are_skipped_and_counted(tmp_path, tokenizer, config):
-    rows = [dict(problem="a 1 +1", solution="a 1 +1 2", answer="2"),
-            dict(problem="a 1 +1 " * 30, solution="a 1 +1 2", answer="2")]
+    rows = [dict(problem="a 1+1", solution="a 1+1 2", answer="2"),
+            dict(problem="a 1+1 " * 40, solution="a 1+1 2", answer="2")]
     flags = config("--method", "opsd", "--dataset", write_rows(tmp_path / "rows.jsonl", rows),
                    "--max_prompt_tokens", 40)
     examples, skipped = renio.load_examples(flags, tokenizer, tokenizer, 4)
-    assert skipped["longer than 40 tokens"] > 0 and [example.row["problem"] for example in examples] == ["a 1 +1"] * 4
+    assert skipped["longer than 40 tokens"] > 0 and [example.row["problem"] for example in examples] == ["a 1+1"] * 4
     flags.max_prompt_tokens = 4
     with pytest.raises(UserError, match=r"each is longer than 4 tokens \(--max_prompt_tokens\)"):
         renio.load_examples(flags, tokenizer, tokenizer, 4)
