@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # Reproduce the paper's tables and figures: train, score, report.
 #
-#   bash run_all.sh                    set up, then tables 1 and 2 at micro scale, and the report: ten minutes anywhere
+#   bash run_all.sh                    set up, then tables 1 and 2 at micro scale, and the report: four minutes
 #   bash run_all.sh table4 figure6     other targets, likewise; `all` for every one
 #   bash run_all.sh preflight table1   only check what the target needs at scale one or paper, and how long it takes
 #   bash run_all.sh --list             the targets, what each runs, costs and needs
@@ -131,31 +131,31 @@ read -r -d '' TARGETS <<'END' || true
 models    -   -  -     : base base-with-solution teacher
 pairs     -   -  -     : models opsd opsd+renio opd opd+renio
 privileged -  -  -     : opd-privileged opd+renio-privileged code-opd-privileged code-opd+renio-privileged
-main      6   6  80GB  tables 1 and 2 on one student (the default): pairs grpo
-table1    6  28  80GB  base, GRPO, OPSD, OPSD+ReNIO; the paper's 5 students, math and code: \
+main      3   6  80GB  tables 1 and 2 on one student (the default): pairs grpo
+table1    3  28  80GB  base, GRPO, OPSD, OPSD+ReNIO; the paper's 5 students, math and code: \
                        base base-with-solution opsd opsd+renio grpo code-base code-opsd code-opsd+renio
-table2    5   5  80GB  base, OPD, OPD+ReNIO; 2 students of the paper, math and code: \
+table2    3   5  80GB  base, OPD, OPD+ReNIO; 2 students of the paper, math and code: \
                        models opd opd+renio code-base code-opd code-opd+renio privileged
-table3    8   6  80GB  OPSD and OPD with and without ReNIO, rollouts of two lengths: \
+table3    3   6  80GB  OPSD and OPD with and without ReNIO, rollouts of two lengths: \
                        pairs opsd@{other} opsd+renio@{other} opd@{other} opd+renio@{other}
-table4    7   5  80GB  ReNIO without clip, without threshold, without batch normalization: \
+table4    3   5  80GB  ReNIO without clip, without threshold, without batch normalization: \
                        pairs opd+renio-noclip opd+renio-nothreshold opd+renio-nonorm
-table8    7   4  80GB  ReNIO against teacher-to-student and token weights: pairs opsd+ts_sample opsd+st_token
-figure1  16  15  80GB  the filter study, designs free, matched and hard (also figures 7 and 8): models \
+table8    3   4  80GB  ReNIO against teacher-to-student and token weights: pairs opsd+ts_sample opsd+st_token
+figure1   7  15  80GB  the filter study, designs free, matched and hard (also figures 7 and 8): models \
                        opd-correct opd-incorrect opd-unfiltered opd-matched opd-hard opsd-correct opsd-incorrect \
                        opsd-unfiltered opsd-matched opsd-hard
-figure3   6   3  80GB  histogram of log-ratios: pairs
-figure4   8   9  80GB  seconds a step: table3 grpo
-figure5   6   3  80GB  weight against the teacher's entropy; weight of right and wrong rollouts: pairs
-figure6   8   6  80GB  sweeps of clip and threshold, through 3.0 and 0.8: pairs opd+renio-clip2.0 \
+figure3   3   3  80GB  histogram of log-ratios: pairs
+figure4   4   9  80GB  seconds a step: table3 grpo
+figure5   3   3  80GB  weight against the teacher's entropy; weight of right and wrong rollouts: pairs
+figure6   3   6  80GB  sweeps of clip and threshold, through 3.0 and 0.8: pairs opd+renio-clip2.0 \
                        opd+renio-clip2.5 opd+renio-clip3.0 opd+renio-threshold0.6 opd+renio-threshold1.0
-batch    10  20  80GB  what the weight does, by shuffled weights, at batches of 32 and 128: \
+batch     5  20  80GB  what the weight does, by shuffled weights, at batches of 32 and 128: \
                        pairs opd+renio_shuffled opsd+renio_shuffled opd-batch128 opd+renio-batch128 \
                        opd+renio_shuffled-batch128 opsd-batch128 opsd+renio-batch128 opsd+renio_shuffled-batch128
-controls  9  11  80GB  the oracle, IW-OPD, PW-OPSD, JSD and reverse KL, OPSD without the solution: \
+controls  5  11  80GB  the oracle, IW-OPD, PW-OPSD, JSD and reverse KL, OPSD without the solution: \
                        pairs opd+correctness opsd+correctness opd+iw opsd+pw opd-beta0.5 opd+renio-beta0.5 opd-beta1 \
                        opd+renio-beta1 opsd-beta0.5 opsd+renio-beta0.5 opsd-beta1 opsd+renio-beta1 opsd-nosolution
-all      30  85  80GB  everything, shared runs once: table1 table2 table3 table4 table8 figure1 figure6 batch controls
+all      14  85  80GB  everything, shared runs once: table1 table2 table3 table4 table8 figure1 figure6 batch controls
 END
 
 # --- settings by student and by scale ---------------------------------------------------------------------------------
@@ -722,7 +722,7 @@ report               1                          the report of the published runs
 test                 4                          the tests
 setup                1                          only the environment
 
-Training runs and their time a seed. micro: minutes on 2 slow CPU cores, the training of base and teacher (4 minutes) in
+Training runs and their time a seed. micro: minutes on 2 slow CPU cores, the training of base and teacher (2 minutes) in
 each. one: on a GPU of 24 GB an hour or two a run, four times as long where rollouts have 4,096 tokens. paper: hours on
 4 GPUs, on one (NGPU=1) four times as many; GPU: the memory that each needs. Scales one and paper are estimates that no
 run has checked: of hours from the seconds a step of the paper's Figure 4 (4 H200) and 0.45 h on one GPU for 12 answers
