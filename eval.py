@@ -1825,7 +1825,8 @@ def verdict_lines(rows, micro):
         + (" The recipe (models, steps, learning rates, data) was fixed on seeds 100 to 103, which are not reported, "
            "by what the base and the teachers know, by what plain OPD and OPSD spoil of the taught operations and "
            "leave of the gaps, and by time; GRPO's learning rate by its own gain over the base. No setting was chosen "
-           "by which weighting wins.") * micro, ""]
+           "by which weighting wins. But seeds 0 and 1 were seen once before, when an answer still ended in a line "
+           "that repeats its results: OPD made that line wrong, most with ReNIO, and it was left out.") * micro, ""]
 
 
 def settings_lines(scores):
