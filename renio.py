@@ -1178,7 +1178,7 @@ def read_rows(config, rng, needed):
     else:
         rows = read_problems(config.dataset, need_solution=needs_solution(config), task=config.task)
     with_solution = rows
-    if share and config.task == "arith":  # invented results teach to read the reference instead of remembering it
+    if make and share and config.task == "arith":  # invented results teach to read the reference, not to remember it
         with_solution = arith_rows(len(rows), config.seed + 10**6, invented=True)
     return [dict(other, privileged=True) if share and rng.random() < share else row
             for row, other in zip(rows, with_solution, strict=True)]
