@@ -122,7 +122,7 @@ def load_benchmark(name, data_dir=None, limit=None):
     graded.
     """
     benchmark = benchmark_of(name)
-    if benchmark.licence == "made here":
+    if name in renio.SYNTHETIC:
         return renio.SYNTHETIC[name](limit or 500, split="test")
     if name == benchmark.file:
         rows = renio.read_problems(name, limit=limit)
