@@ -10,15 +10,17 @@
     python tests/bench.py gpu                  # the paper's sizes on one GPU: see bench_gpu.py
     python tests/bench.py roofline             # the paper's step, counted on paper: see roofline.py
 
-Measured on 2 slow cores, 2 threads, each pair in turns in one process.
-  loss     1,024 tokens of width 256, float32, against full logits, seconds and GB:
-             forward KL, frozen head               2.02 / 2.74 = 0.74    0.65 / 7.49 = 0.09
-             with the released code's entry clip   2.50 / 3.64 = 0.69    0.59 / 8.73 = 0.07
-             reverse KL                            2.04 / 3.30 = 0.62    0.93 / 10.60 = 0.09
-             JSD, beta 0.5                         2.16 / 7.37 = 0.29    1.14 / 18.06 = 0.06
-             forward KL, the head trains           4.00 / 3.33 = 1.20    0.97 / 10.60 = 0.09
-           Of the first 1.6 s are the heads' matrix products alone, of the last 3.0 s: its gradient needs logits made
-           anew. Only what holds a number for every token and entry of the vocabulary could do without.
+Measured on 2 slow cores, 2 threads, each pair in turns.
+  loss     1,024 tokens of width 256, float32, against full logits, seconds and GB; last, against the heads' matrix
+           products alone:
+             forward KL, frozen head               1.80 / 4.29 = 0.42    0.67 / 4.37 = 0.15    1.14
+             with the released code's entry clip   2.15 / 4.91 = 0.44    0.57 / 4.38 = 0.13    1.43
+             JSD, beta 0.5                         1.87 / 8.33 = 0.22    1.09 / 8.73 = 0.12    1.27
+             reverse KL                            1.70 / 4.42 = 0.38    0.92 / 4.37 = 0.21    1.16
+             forward KL, the head trains           3.44 / 4.51 = 0.76    0.96 / 4.53 = 0.21    1.16
+           The ratios depend on what the machine takes for memory that is touched for the first time, of which full
+           logits need gigabytes a step: on another one they were 0.74, 0.69, 0.29, 0.62 and 1.20. Of the fused loss's
+           memory 0.35 GB are its own; the rest are work buffers of MKL, which come and go.
   sample   32 micro rollouts of 40 tokens 0.14 / 0.17 s; SmolLM2-135M, 4 rollouts of 64 tokens 6.1 / 7.8 s, and 6.4 /
            9.7 s with a LoRA adapter of rank 64, which is merged for the rollout
   devices  two processes of a thread each 0.76, with --fsdp 1.22: without GPUs it costs more than it saves
