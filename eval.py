@@ -315,7 +315,7 @@ class Evaluation:
                 seconds += self.done[key]["seconds"]
                 bar.update(len(problems))
                 bar.set_postfix(score=f"{100 * right / count:.1f}",
-                                tokens_per_s=f"{tokens / bar.format_dict['elapsed']:.0f}")
+                                tokens_per_s=f"{tokens / (bar.format_dict['elapsed'] or 1):.0f}")
         recorded = [{k: v for k, v in row.items() if k != "test"} for row in rows]
         scores = scores_of_answers(answers, boxes_equal(name))
         if name == "arith":
@@ -570,7 +570,7 @@ def check_sandbox(args, row):
 def check_answers(args, words):
     """A short answer to the first problem of each benchmark (words of --benchmarks), and the hours of all answers.
 
-    They are so many tokens an answer times the batches, by the pace of a batch of copies of the first problem.
+    Hours: batches x MEAN_TOKENS of an answer x seconds a token, timed on a batch of copies of the first problem.
     """
     evaluation = Evaluation(argparse.Namespace(**vars(args) | dict(benchmarks=words)))
     if args.adapter:
@@ -606,9 +606,10 @@ def check_answers(args, words):
 # under full load, and none whose body is replaced by `return None`, `return []` or `return 0` (CODE_ROWS=all with
 # tests/test_code.py, 9 minutes). Five inputs of MBPP+/255 are left out, whose answers hold 6 to 128 million strings.
 #
-# On kernels before 6.12, or where user namespaces are off, a warning says what is missing. There a program can learn
+# On Linux before 6.12, or where user namespaces are off, a warning says what is missing. There a program can learn
 # whether a path exists, and before 5.13 read files, but not change one, start or signal a process, or reach the
-# network.
+# network. On other systems, macOS among them, only its processor time, file size and open files are limited, and the
+# warning says that too.
 
 
 def grade_code(row, completion, timeout=60.0):
@@ -1058,7 +1059,8 @@ def confine(cpu_seconds, judge_id, newest_landlock, namespaces):
     if landlock < 6:
         missing.append(f"Landlock 6 (here {landlock})" if landlock else "read protection of files (Landlock)")
     if not (linux and filter_system_calls()):
-        missing.append("a ban on processes, signals and the network (seccomp)")
+        missing.append("a ban on processes, signals and the network (seccomp)" if linux else
+                       "a ban on changing files, on processes, signals and the network (only Linux has one here)")
     return missing
 
 
@@ -1402,7 +1404,8 @@ def compare(words):
     words: a file a side, or several, `vs` and several, each of its own training seed; --other_settings.
     Raises renio.UserError for files that are no evaluations, of other problems, or of other settings.
     """
-    files = [word for word in words if word not in ("vs", "--other_settings")]
+    other_settings, words = "--other_settings" in words, [word for word in words if word != "--other_settings"]
+    files = [word for word in words if word != "vs"]
     place = words.index("vs") if "vs" in words else 1
     if not 0 < place < len(files) or len(files) > 2 and "vs" not in words:
         raise renio.UserError("compare takes two files that eval.py wrote; or several, then vs, then several")
@@ -1411,7 +1414,7 @@ def compare(words):
     for run in runs[1:]:
         other = differing(first, run) + ["privileged"] * (
             first.settings.get("privileged") != run.settings.get("privileged"))
-        if "problems" in other or other and "--other_settings" not in words:
+        if "problems" in other or other and not other_settings:
             raise renio.UserError(f"compare: {first.path} and {run.path} differ in {', '.join(other)}"
                                   + "; --other_settings compares them all the same" * ("problems" not in other))
     if len(files) == 2:  # a pair, whatever their seeds
@@ -1718,6 +1721,7 @@ class Claim(NamedTuple):
     label: str
     other: str
     key: str = "right"  # in right answers, or another key of UNITS
+    micro: bool = True  # whether it is judged at micro scale too
 
 
 class Finding(NamedTuple):
@@ -1741,7 +1745,9 @@ UNITS = dict(right=("points", "+.1f", 100), tokens=("tokens an answer", "+.2f", 
 def claim_findings(scores, claims):
     """Of each claim on each headline column, where the runs are there; the paper's difference in points."""
     findings = []
-    for text, label, other, key in claims:
+    for text, label, other, key, micro in claims:
+        if scores.micro and not micro:
+            continue
         label, other = scores.named(label), scores.named(other)
         for title, benchmarks, decoding in scores.headline_columns():
             values, (unit, form, scale) = scores.difference(label, other, benchmarks, decoding, key), UNITS[key]
@@ -1790,7 +1796,8 @@ HEADLINES = [  # the claims of the report's first page
     "OPSD with ReNIO beats GRPO",
     *(f"{what} in OPD" for what in (
         "aiming: shuffled weights leave more errors on gaps than ReNIO's",
-        "variance: shuffled weights leave more errors on gaps than none", "incorrect-only beats correct-only")),
+        "variance: shuffled weights leave more errors on gaps than none", "aiming: ReNIO beats shuffled weights",
+        "variance: none beats shuffled weights", "incorrect-only beats correct-only")),
     "incorrect-only beats correct-only in OPD, on the same problems (not in the paper)",
     "the weight ranks wrong rollouts above right ones in OPD"]
 
@@ -2320,7 +2327,11 @@ SECTIONS = [
             + [Claim(f"{effect}: shuffled weights leave more errors on {what} than {others} in {m.upper()}{at}",
                      f"{m}+renio_shuffled{batch}", f"{m}{weighting}{batch}", f"{kind}_error")
                for effect, others, weighting in (("aiming", "ReNIO's", "+renio"), ("variance", "none", ""))
-               for kind, what in ERRORS.items() for m in ("opd", "opsd") for batch, at in BATCHES.items()]),
+               for kind, what in ERRORS.items() for m in ("opd", "opsd") for batch, at in BATCHES.items()]
+            + [Claim(f"{effect}: {better} shuffled weights in {m.upper()}", f"{m}{weighting}", f"{m}+renio_shuffled",
+                     micro=False)  # micro is judged by kind of error, above
+               for effect, better, weighting in (("aiming", "ReNIO beats", "+renio"), ("variance", "none beats", ""))
+               for m in ("opd", "opsd")]),
     Section("Controls, which the paper lacks",
             ["opd", "opd+renio", "opd+correctness", "opd+iw", "opd-beta0.5", "opd+renio-beta0.5", "opd-beta1",
              "opd+renio-beta1", "opsd", "opsd+renio", "opsd+correctness", "opsd+pw", "opsd-beta0.5",
@@ -2365,7 +2376,7 @@ def publish(folder, target):
     """
     report(folder)
     target.mkdir(parents=True, exist_ok=True)
-    for old in [path for path in target.iterdir() if path.suffix in (".md", ".png", ".gz")]:
+    for old in [path for path in target.iterdir() if path.name == "report.md" or path.suffix in (".png", ".gz")]:
         old.unlink()
     for path in [path for path in folder.iterdir() if path.suffix in (".md", ".png")]:
         shutil.copy(path, target)
@@ -2418,7 +2429,7 @@ def chapter(scores):
 
 PRESETS = {  # of --scale, for flags that are not given
     "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=58, batch_size=250, dtype="float32"),
-    "small": dict(benchmarks=["gsm8k"], n=4, max_new_tokens=512, batch_size=16, dtype="float32"),
+    "small": dict(benchmarks=["products"], n=2, max_new_tokens=80, batch_size=125, dtype="float32"),
     "one": dict(benchmarks=["gsm8k:250", "math500"], n=4, max_new_tokens=2048, batch_size=256, dtype="bfloat16",
                 thinking=False, decoding=["sampled", "greedy"]),
     "paper": dict(benchmarks=["aime24", "aime25", "hmmt25"], n=12, max_new_tokens=38912, batch_size=36,
@@ -2505,6 +2516,8 @@ def main(argv=None):
                 raise renio.UserError("report takes one folder")
             case ["publish", folder, target]:
                 publish(Path(folder), Path(target))
+            case ["publish", *_]:
+                raise renio.UserError("publish takes two folders, that of the runs and that of the report")
             case ["compare", *words]:
                 compare(words)
             case words:
@@ -2519,8 +2532,8 @@ def main(argv=None):
     except renio.UserError as error:
         sys.exit(f"eval.py: {error}")
     except OSError as error:
-        sys.exit(f"eval.py: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; batches that "
-                 "were done are kept, and the same command goes on from them")
+        sys.exit(f"eval.py: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; batches of "
+                 "an evaluation that were done are kept, and the same command goes on from them")
     except KeyboardInterrupt:
         sys.exit("eval.py: interrupted; batches that were done are kept, and the same command goes on from them")
 

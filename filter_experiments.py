@@ -43,6 +43,7 @@ from renio import (
     need,
     newest_checkpoint,
     only_run_in,
+    open_output,
     rollout_seed,
     step_of,
 )
@@ -135,9 +136,9 @@ def find_problems(samplers, examples, numbers, needed, config, seed):
             raise UserError(
                 f"{needed - missing} of {needed} problems had {' and '.join(kinds_of(config))} rollouts from each of "
                 f"the students ({', '.join(samplers)}), in {len(candidates)} problems and {counts.total()} draws "
-                f"({counts[True]} correct, {counts[False]} incorrect, {counts[None]} cut before an answer); raise "
-                "--max_draws, --max_problems or --prefix_tokens, or take a data set of another difficulty. The last "
-                "checkpoint is intact")
+                f"({counts[True]} correct, {counts[False]} incorrect, {counts[None]} cut, or with no answer to "
+                "compare with); raise --max_draws, --max_problems or --prefix_tokens, or take a data set of another "
+                "difficulty. The last checkpoint is intact")
         open_ones.sort(key=lambda c: sum(map(c.expected_draws, samplers)))
         chosen = open_ones[: spare * missing]
         plan = {arm: [c for c in chosen for _ in range(c.draws(arm))] for arm in samplers}  # before any is drawn
@@ -202,12 +203,14 @@ def study(config, devices):
     with contextlib.ExitStack() as stack:
         for folder in folders.values():
             stack.enter_context(only_run_in(folder, devices))
+        configs = {arm: replace(config, arm=arm, output_dir=str(folder)) for arm, folder in folders.items()}
         if config.resume:
+            for its_config in configs.values():  # one made with other settings ends it before anything is removed
+                open_output(its_config, devices)
             begin_alike(folders.values(), devices)
         stop, runs = stack.enter_context(StopSignal(devices)), {}
-        for arm, folder in folders.items():
-            runs[arm] = Run(replace(config, arm=arm, output_dir=str(folder)), devices, config.max_problems,
-                            beside=next(iter(runs.values()), None))
+        for arm, its_config in configs.items():
+            runs[arm] = Run(its_config, devices, config.max_problems, beside=next(iter(runs.values()), None))
         first = next(iter(runs.values()))
         for step in first.log.progress_bar():
             watch = Stopwatch(devices.device)
@@ -230,14 +233,13 @@ def study(config, devices):
 
 
 def begin_alike(folders, devices):
-    """Remove the checkpoints behind the newest that all arms have, where a kill came between those of a step."""
+    """Remove the checkpoints later than the newest that all arms have, where a kill came between those of a step."""
     if devices.rank == 0:
-        newest = [newest_checkpoint(folder) for folder in folders]
-        common = min(step_of(checkpoint) if checkpoint else 0 for checkpoint in newest)
-        for folder in folders:
-            for checkpoint in checkpoints(folder):
-                if step_of(checkpoint) > common:
-                    shutil.rmtree(checkpoint)
+        while len(steps := {step_of(newest) if newest else 0 for newest in map(newest_checkpoint, folders)}) > 1:
+            for folder in folders:
+                for checkpoint in checkpoints(folder):
+                    if step_of(checkpoint) > min(steps):
+                        shutil.rmtree(checkpoint)
     devices.gather([])  # nobody goes on before
 
 

@@ -14,10 +14,10 @@ descends the divergence between the two (Eq. 2-3), and ReNIO multiplies each sam
 much more the student than the teacher believed in the tokens where they differ most (Eq. 4-9), without looking at
 the answer. Source: "ReNIO", arXiv 2606.23104v1; equations carry the paper's numbers.
 
-Left out of the released code: it strips special tokens from the prompt before sampling (its authors say that the
-paper's results were made so) but counts them afterwards, which drops the first tokens of each completion from the
-teacher's context; and it pads prompts on the right, which shifts positions. Left out of GRPO: its KL term, which the
-released script switches off too.
+Not taken over from the released code: it strips special tokens from the prompt before sampling (its authors say that
+the paper's results were made so) but counts them afterwards, which drops the first tokens of each completion from the
+teacher's context; and it pads prompts on the right, which shifts positions. Nor GRPO's KL term, which the released
+script switches off too.
 
 This file imports nothing of the project's: alone in a folder, it trains. Read it from the top:
   flags and presets       Config: the paper's settings, and those in which the released code differs
@@ -56,6 +56,7 @@ import time
 import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,7 +102,8 @@ class Config:
 
     output_dir: str | None = flag(None, "where config.json, metrics.jsonl, checkpoint-N/ and final/ go (required)")
     scale: Literal["micro", "small", "one", "paper"] = flag(
-        "micro", "preset: micro needs no download, one fits a GPU of 24 GB, paper is Tables 5 and 6")
+        "micro", "preset: micro needs no download, small is SmolLM2-135M on a CPU, one fits a GPU of 24 GB, paper is "
+        "Tables 5 and 6")
     method: Literal["sft", "grpo", "opd", "opsd"] = flag(
         "opd", "fine-tuning on solutions, reinforcement learning, distillation, or self-distillation")
     resume: bool = flag(False, "go on from the newest checkpoint in output_dir, or start where there is none")
@@ -181,18 +183,20 @@ class Config:
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False,
              prefix_tokens=50, temperature=1.0, micro_batch_size=16, learning_rate=4.5e-4, warmup_steps=5, max_steps=50,
              schedule_steps=50, max_prompt_tokens=256, save_steps=10)
+SMALL = dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", dataset="products", dtype="float32", lora_r=16, lora_alpha=32,
+             gradient_checkpointing=False, prefix_tokens=80, temperature=1.0, batch_size=16, micro_batch_size=4,
+             learning_rate=3e-4, warmup_steps=3, max_steps=40, schedule_steps=40, save_steps=40)
 ONE = dict(max_prompt_tokens=2048, micro_batch_size=8, vllm_memory=0.4, vllm_sleep=True)  # so that 24 GB suffice
 SCALES = {  # what differs from the paper's settings, the defaults above
     "micro": {"sft": MICRO | dict(learning_rate=2e-3, batch_size=16, max_steps=1800, schedule_steps=1800,
                                   warmup_steps=50, save_steps=600, max_grad_norm=1.0, token_reduction="mean"),
               "grpo": MICRO | dict(learning_rate=3e-4, token_reduction="mean"), "opd": MICRO, "opsd": MICRO},
-    "small": dict.fromkeys(("sft", "grpo", "opd", "opsd"), dict(
-        model="HuggingFaceTB/SmolLM2-135M-Instruct", dtype="float32", batch_size=8, learning_rate=1e-5,
-        gradient_checkpointing=False, prefix_tokens=256)),
+    "small": dict.fromkeys(("grpo", "opd", "opsd"), SMALL) | {
+        "sft": SMALL | dict(lora_r=0, learning_rate=3e-5, max_steps=16, schedule_steps=0)},
     "one": {"sft": ONE, "grpo": ONE, "opsd": ONE,
             "opd": ONE | dict(model="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B")},
     "paper": {"sft": {}, "opd": dict(teacher="Qwen/Qwen3-8B"), "opsd": {},
-              # 300 updates, two on each batch of rollouts; thinking is off in opd and opsd only
+              # 300 updates, two on each batch of rollouts; thinking is on
               "grpo": dict(prefix_tokens=16_000, temperature=1.2, max_steps=150, token_reduction="mean",
                            student_thinking=True)},
 }
@@ -488,7 +492,7 @@ class Teacher:
         else:
             self.model = load_first_model(config, tokenizer, devices.device)
         self.model.requires_grad_(False)
-        if config.fsdp:
+        if config.fsdp and devices.device != "meta":
             devices.shard(self.model)
 
     @torch.no_grad()
@@ -510,7 +514,7 @@ class Head(NamedTuple):
         for name in ("final_logit_softcapping", "logits_scaling", "logit_scale", "output_multiplier"):
             if getattr(model.config, name, None) not in (None, 1, 1.0):
                 raise UserError(f"{model.config.model_type} changes its logits after the head ({name}), which neither "
-                                "loss nor sampling does here; use another model, or score this one with --engine vllm")
+                                "loss nor sampling does here; use another model (eval.py --engine vllm can score it)")
         layer = model.get_output_embeddings()
         if type(layer) is not torch.nn.Linear:
             raise UserError(f"the head is a {type(layer).__name__}, not a plain linear layer; use another model")
@@ -649,21 +653,21 @@ def distillation_step(student, teacher, rollouts, config, devices, watch, seed=0
     and devices, and `update` divides once: Eq. 9 holds however the batch is split. A token's weight counts in the
     divisor as its sample's mean. seed: of the permutation of renio_shuffled.
     """
-    weigh, normalized = weighting(config)
+    weigh, normalized_over = weighting(config)
     if config.weighting == "renio_shuffled":
         weigh = shuffled_weighting(student, teacher, rollouts, config, devices, watch, seed)
     total, records = torch.zeros((), device=devices.device), []
     for micro_batch in micro_batches(rollouts, config):
         tokens = token_columns(student, teacher, micro_batch, config, watch)  # d of Eq. 2, log p of Eq. 4, (b, T) each
         weights = weigh(tokens, config)  # w, Eq. 4-7, (b, T) or (b, 1)
-        if normalized == "micro-batch":
+        if normalized_over == "micro-batch":
             weights = official_normalized(weights, tokens.mask)
         losses = (weights * tokens.divergence).sum(1)  # w D, (b,), D of Eq. 2
         if config.token_reduction == "mean":
             losses = losses / tokens.mask.sum(1).clamp(min=1)
         losses.sum().backward()  # the sum of Eq. 9, which `update` divides by `total`
         mean_weights = sample_means(weights, tokens.mask)  # (b,)
-        total += mean_weights.sum() if normalized == "batch" else len(micro_batch)  # B times Eq. 8's mean, or B
+        total += mean_weights.sum() if normalized_over == "batch" else len(micro_batch)  # B times Eq. 8's mean, or B
         records += distillation_records(micro_batch, tokens, losses, mean_weights, config)
         watch.lap("student")
     return total, records
@@ -708,7 +712,7 @@ def token_columns(student, teacher, rollouts, config, watch):
 
 
 def shuffled_weighting(student, teacher, rollouts, config, devices, watch, seed):
-    """A control: a weighting that gives ReNIO's weights of the whole batch to other samples of it than their own.
+    """A control: a weighting that gives ReNIO's weights of the whole batch to its samples in random order.
 
     It needs all of them before the first gradient, hence a pass of its own.
     """
@@ -974,6 +978,8 @@ def fused_divergence(student_hidden, teacher_hidden, student_head, teacher_head,
     unless there is but one, whose gradient is kept.
     """
     check_divergence(beta, temperature, entry_clip, clip_mode)
+    if estimator not in ("full", "sampled") or estimator == "sampled" and entry_clip is not None:
+        raise ValueError(f"estimator {estimator!r}: known are full and, without entry_clip, sampled")
     student_head, teacher_head = (Head(head) if isinstance(head, torch.Tensor) else Head(*head)
                                   for head in (student_head, teacher_head))
     width = min(len(student_head.weight), len(teacher_head.weight))
@@ -1119,7 +1125,7 @@ def head_logprobs(hidden, head, tokens, temperature):
 def load_examples(config, student_tokenizer, teacher_tokenizer, needed):
     """The `needed` examples of the whole run in order, and how many problems were skipped, by reason (a Counter).
 
-    The data set is shuffled by seed, once an epoch. Only as many rows are rendered as the run needs.
+    The data set is shuffled by seed, once an epoch. Only as many rows are rendered as are needed.
     """
     rng = random.Random(config.seed)
     rows = read_rows(config, rng, needed)
@@ -1401,9 +1407,9 @@ def arith_tokenizer():
 
 
 def grade_rollout(tokenizer, completion, row, eos_ids, task="math"):
-    """Whether a rollout's answer is right; None where it gives none or there is nothing to grade against.
+    """Whether a rollout's answer is right; None where it was cut before its box, or there is no answer to compare with.
 
-    A diagnostic of the weights, which never see it.
+    ReNIO's weight never sees it.
     """
     text = tokenizer.decode(completion, skip_special_tokens=True)
     if row["answer"] is None or (completion[-1] not in eos_ids and extract_boxed(text) is None):
@@ -1973,7 +1979,7 @@ class Devices:
         """Sum the tensors over all ranks, in place, in one message a data type; FSDP has done it for its own."""
         if self.world > 1:
             tensors = [t for t in tensors if not isinstance(t, DTensor)]
-            for dtype in {t.dtype for t in tensors}:
+            for dtype in dict.fromkeys(t.dtype for t in tensors):  # in the same order on all ranks
                 group = [t for t in tensors if t.dtype == dtype]
                 flat = torch.cat([t.flatten() for t in group])
                 dist.all_reduce(flat)
@@ -2037,11 +2043,12 @@ def full_weights(model):
 
 def pick_device(device=None):
     """The device of a --device flag; without one cuda where there is one, else cpu. Raises UserError for a GPU that is
-    not there, or that torch can't use."""
+    not there, or that torch can't use, and for any other kind of device."""
     if device is None and torch.cuda.is_available() or device and device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu")
         return device or "cuda"
+    need(device in (None, "cpu"), f"--device {device}: known are cuda and cpu")
     visible = list(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
     if device is None and visible:  # slower by hundreds of times, and nothing would say so
         raise UserError(f"this machine has an NVIDIA GPU, but torch {torch.__version__} can't use it: its driver is "
@@ -2063,7 +2070,7 @@ def connect(config):
         need(processes <= gpus, f"torchrun started {processes} processes for {gpus} GPUs; use --nproc_per_node {gpus}")
         device, backend = f"cuda:{local_rank}", "nccl"
         torch.cuda.set_device(device)
-    dist.init_process_group(backend)
+    dist.init_process_group(backend, timeout=timedelta(hours=12))  # ranks wait for the slowest's rollouts
     return Devices(device, dist.get_rank(), world)
 
 
@@ -2094,10 +2101,10 @@ def claim_output(config):
             raise UserError(f"--resume: {output_dir} was made with other settings: "
                             + ", ".join(f"--{k} {old.get(k)} (now {settings[k]})" for k in changed))
         return newest_checkpoint(output_dir)
-    commit = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
+    commit = said_by("git", "-C", Path(__file__).parent, "rev-parse", "HEAD")
     names = ["torch", "transformers", "peft", "numpy"] + ["vllm"] * (config.rollout_engine == "vllm")
     versions = {name: version_of(name) for name in names}
-    write_json(path, dict(flags=settings, versions=versions, commit=commit.stdout.strip() or None))
+    write_json(path, dict(flags=settings, versions=versions, commit=commit or None))
     return None
 
 
@@ -2123,7 +2130,8 @@ def restore(start, student, optimizer, devices):
         return 0, 0
     state = torch.load(start / "trainer_state.pt", map_location="cpu", weights_only=True)
     set_optimizer_state_dict(student, optimizer, state["optimizer"], options=whole_state(devices))
-    torch.set_rng_state(state["generators"][devices.rank])
+    if devices.rank < len(state["generators"]):  # there may have been fewer ranks
+        torch.set_rng_state(state["generators"][devices.rank])
     return state["step"], state["nonfinite_in_row"]
 
 
@@ -2195,11 +2203,14 @@ def newest_checkpoint(output_dir):
 def prune_checkpoints(output_dir, config, devices):
     """Keep what resuming needs in the last two checkpoints only, and of an unplanned stop nothing once it is passed."""
     if devices.rank == 0:
-        for i, folder in enumerate(checkpoints(output_dir)):
-            if i and step_of(folder) % config.save_steps:
+        kept = 0
+        for folder in checkpoints(output_dir):
+            if kept and step_of(folder) % config.save_steps:
                 shutil.rmtree(folder)
-            elif i > 1:
+                continue
+            if kept > 1:
                 (folder / "trainer_state.pt").unlink(missing_ok=True)
+            kept += 1
 
 
 def write_json(path, value):
@@ -2207,6 +2218,14 @@ def write_json(path, value):
     aside = Path(f"{path}.tmp")
     aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     aside.replace(path)
+
+
+def said_by(*command):
+    """What a command prints, "" where it fails or is not installed."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        return ""
 
 
 def version_of(package):
@@ -2246,7 +2265,9 @@ class StopSignal:
     def __enter__(self):
         self.before = {}
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)}
+            # one that is ignored stays so: a shell whose job this is hears Ctrl-C too, and then sends SIGTERM
+            self.before = {number: signal.signal(number, self.note) for number in (signal.SIGTERM, signal.SIGINT)
+                           if signal.getsignal(number) is not signal.SIG_IGN}
         return self
 
     def note(self, number, frame):
@@ -2357,12 +2378,13 @@ def distillation_records(rollouts, tokens, losses, weights, config):
 def step_metrics(records, total, config):
     """The metrics of a step, from the records of all its rollouts. With what RunLog.write and the studies add:
 
-    loss                            what the update descends: weighted divergence of a sample, mean over the batch
+    loss                            what the update descends: weighted divergence of a sample, mean over the batch;
+                                    sft: cross-entropy of a token; grpo: minus its objective
     divergence, teacher_entropy     means over tokens, nats
     first_token_divergence_share,
     first_token_key_share           what share of the divergence, and of the key tokens, lies on the first tokens
-    negative_share                  tokens with a negative divergence, which only entry clipping can cause
-    weight_mean, weight_max         of the weights used, before normalizing (Eq. 7)
+    negative_share                  tokens with a negative divergence: --estimator sampled, else rounding
+    weight_mean, weight_max         of the weights used (Eq. 7); before Eq. 8, under --variant official after it
     effective_sample_size           (sum of w)^2 / sum of w^2
     key_token_share                 tokens above the threshold (Eq. 6)
     completion_length               tokens a rollout
@@ -2496,6 +2518,7 @@ def predict_memory(config, devices, student, teacher, examples):
     parts = dict(weights=size_of(student.parameters()) + others
                  + (size_of(teacher.model.parameters()) if own_teacher else 0),
                  optimizer=2 * (trained + others), vllm=0.0, rollouts=0.0, gradients=trained,
+                 libraries=0.0 if devices.device.startswith("cuda") else 0.4,  # Python and what it imported
                  activations=config.micro_batch_size * tokens * kept / 1e9,
                  logits=3 * rows * shape.vocab_size * 4 / 1e9)
     if config.rollout_engine == "vllm":  # held all the time, unless it can sleep during the update
@@ -2512,13 +2535,20 @@ def predict_memory(config, devices, student, teacher, examples):
 def peak_of(parts):
     """GB at the peak, of the parts of predict_memory."""
     update = parts["gradients"] + parts["activations"] + parts["logits"]
-    return parts["weights"] + parts["optimizer"] + parts["vllm"] + max(parts["rollouts"], update)
+    held = sum(parts[name] for name in ("libraries", "weights", "optimizer", "vllm"))
+    return held + max(parts["rollouts"], update)
 
 
 def describe_memory(parts):
-    """The parts of predict_memory in words, with the peak that they make."""
+    """The parts of predict_memory in words, with the peak that they make.
+
+    SmolLM2-135M on a CPU, measured: sft of all weights 4.84 GB (4.16 by this), opsd 2.95 (2.64), with bfloat16 3.41
+    (3.76): what the allocator keeps between uses is not foreseen.
+    """
     return (f"about {peak_of(parts):.2f} GB at the peak: weights {parts['weights']:.2f}, optimizer "
-            f"{parts['optimizer']:.2f}, " + f"vLLM {parts['vllm']:.2f}, " * (parts["vllm"] > 0)
+            f"{parts['optimizer']:.2f}, " + "".join(
+                f"{name} {parts[key]:.2f}, " for key, name in (("libraries", "Python's libraries"), ("vllm", "vLLM"))
+                if parts[key])
             + f"and the larger of rollouts {parts['rollouts']:.2f} and "
             + ", ".join(f"{name} {parts[name]:.2f}" for name in ("gradients", "activations", "logits")))
 
@@ -2582,8 +2612,7 @@ def check_devices(config):
     devices = connect(config)
     if not devices.device.startswith("cuda"):
         return devices, f"device: a CPU with {device_memory(devices.device):.0f} GB and no GPU"
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0]
+    driver = said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
     return devices, (f"devices: {torch.cuda.device_count()} x {torch.cuda.get_device_name()} of "
                      f"{device_memory(devices.device):.0f} GB, driver {driver}, CUDA {torch.version.cuda}")
 
@@ -2607,10 +2636,9 @@ def check_models(config):
 def check_data(config, models):
     """The first rows, as prompts."""
     _, tokenizer, teacher = models
-    if config.dataset in ("arith", "arith-gaps"):
-        rows = arith_rows(8)
-    else:
-        rows = read_problems(config.dataset, need_solution=needs_solution(config), task=config.task, limit=8)
+    make = SYNTHETIC.get(config.dataset)
+    rows = make(8) if make else read_problems(config.dataset, need_solution=needs_solution(config), task=config.task,
+                                              limit=8)
     rows = [row for row in rows if not lacks_solution(config, row)]
     examples = [render(config, row, tokenizer, teacher and teacher.tokenizer, random.Random(0)) for row in rows]
     if not examples:
@@ -2623,7 +2651,7 @@ def check_data(config, models):
 def check_memory(config, devices, models, data):
     student, _, teacher = models
     parts, there = predict_memory(config, devices, student, teacher, data), device_memory(devices.device)
-    if peak_of(parts) > there:
+    if peak_of(parts) > there and not config.fsdp:  # which holds less than this
         raise UserError(f"{describe_memory(parts)}; the device has {there:.0f} GB. Lower --micro_batch_size, then "
                         "--prefix_tokens")
     return parts, f"memory: {describe_memory(parts)}; the device has {there:.0f} GB"
@@ -2792,10 +2820,11 @@ def main(argv=None, config_class=Config, run=train):
     try:
         words = sys.argv[1:] if argv is None else argv
         for config in [parse_config(part, config_class) for part in split_words(words, "then")]:
-            try:  # a wrong flag of the last has ended it before the first
-                if config.preflight:
-                    sys.exit(preflight(config))
-                run(config, connect(config))
+            try:  # all parts are parsed by now: a wrong flag in the last ends it before the first starts
+                if not config.preflight:
+                    run(config, connect(config))
+                elif preflight(config):
+                    sys.exit(1)
             finally:
                 VllmSampler.close()
                 if dist.is_initialized():

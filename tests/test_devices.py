@@ -160,7 +160,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch, config, processes, gpus,
     for name, value in dict(is_available=True, device_count=gpus).items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(dist, "init_process_group", asked.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, timeout: asked.append(backend))
     for name, value in dict(get_rank=rank, get_world_size=processes).items():
         monkeypatch.setattr(dist, name, lambda value=value: value)
     flags = config("--method", "opsd")
@@ -217,7 +217,7 @@ def test_the_predicted_memory_holds_the_share_of_vllm(config, tokenizer, monkeyp
     monkeypatch.setattr(renio, "check", lambda config: None)  # which refuses random models, and asks for vLLM
     parts = predicted(config, tokenizer, "--method opsd --rollout_engine vllm --vllm_memory 0.4")
     assert parts["vllm"] == pytest.approx(32) and parts["rollouts"] == 0
-    assert "about 32.0" in renio.describe_memory(parts) and "vLLM 32.00" in renio.describe_memory(parts)
+    assert "about 32.4" in renio.describe_memory(parts) and "vLLM 32.00" in renio.describe_memory(parts)
     words = "--method opsd --rollout_engine vllm --vllm_memory 0.4 --vllm_sleep"
     assert predicted(config, tokenizer, words)["vllm"] == parts["vllm"]  # on a CPU it can't sleep
     asleep = predicted(config, tokenizer, words, device="cuda")

@@ -105,6 +105,32 @@ def test_the_last_two_checkpoints_can_be_resumed_and_all_weights_stay(config, tm
     assert len(renio.load_model(str(tmp_path / "run" / "checkpoint-2")).state_dict()) > 0
 
 
+def test_the_checkpoint_of_a_stop_goes_once_it_is_passed_and_two_that_resume_stay(config, tmp_path):
+    for step in (5, 10, 15, 17, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.pt").touch()
+    renio.prune_checkpoints(tmp_path, config("--save_steps", 5), renio.Devices("cpu"))
+    assert {path.name: (path / "trainer_state.pt").exists() for path in tmp_path.iterdir()} == {
+        "checkpoint-5": False, "checkpoint-10": False, "checkpoint-15": True, "checkpoint-20": True}
+
+
+def test_an_ignored_ctrl_c_stays_ignored_since_the_shell_that_ignores_it_sends_sigterm():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with renio.StopSignal(renio.Devices("cpu")) as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.came() and stop.name == "SIGTERM"
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_needs_no_git(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    trained(config)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["commit"] is None
+
+
 def test_two_runs_in_one_folder_at_once_are_refused(config, tmp_path):
     with renio.only_run_in(tmp_path / "run", renio.Devices("cpu")):
         with pytest.raises(UserError, match="another run is at work in it"):

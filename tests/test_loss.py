@@ -290,6 +290,9 @@ def test_weights_are_detached():
     (lambda x: token_divergence(x, x, clip_mode="both"), "clip_mode"),
     (lambda x: token_divergence(x, x, entry_clip=0.1), "entry_clip"),
     (lambda x: fused_divergence(x[0], x[0], x[0], x[0], torch.zeros(3).long(), beta=-1), "beta"),
+    (lambda x: fused_divergence(x[0], x[0], x[0], x[0], torch.zeros(3).long(), estimator="other"), "estimator"),
+    (lambda x: fused_divergence(x[0], x[0], x[0], x[0], torch.zeros(3).long(), estimator="sampled", entry_clip=0.1,
+                                clip_mode="official"), "estimator"),
     (lambda x: sample_weights(x[0], x[0], x[0, :, :2], 0.8, 3.0), "one shape"),
     (lambda x: official_sample_weights(x[0], x[0], x[0], 0.8, 3.0, norm="sum"), "norm"),
 ])

@@ -606,7 +606,9 @@ def test_compare_takes_several_seeds_a_side(tmp_path, capsys):
     assert re.fullmatch(
         rf"arith, sampled: opsd 70.0 − opd 60.0 = \+10.0 \[{10 - half:+.1f}, {10 + half:+.1f}\] points, "
         rf"p = {seeds_p_value(values):.4f} over 3 training seeds; other problems too \[-?\+?[\d.]+, \+[\d.]+\]\n"
-        .replace("[+", r"[\+").replace(", +", r", \+"), capsys.readouterr().out)
+        .replace("[+", r"[\+").replace(", +", r", \+"), said := capsys.readouterr().out)
+    renio_eval.main(["compare", "--other_settings", *first[:3], "vs", *second])
+    assert capsys.readouterr().out == said
     with pytest.raises(SystemExit, match="no training seed"):
         renio_eval.main(["compare", *first[:2], "vs", *second[2:]])
     with pytest.raises(SystemExit, match="are both the first side with training seed 0"):

@@ -116,17 +116,23 @@ def commands(out, *targets, **environment):
 
 
 def runs_of(out, *targets, **environment):
-    """Of the training commands: {the folder that it makes, below OUT: its flags, the last where one stands twice}."""
+    """Of the training commands: {the folder that it makes, below OUT: its flags}."""
     found = {}
     for words in commands(out, *targets, **environment):
         if "--output_dir" in words:
-            flags = {}
-            for word, value in zip(words, [*words[1:], ""], strict=True):
-                if word.startswith("--"):
-                    name, equals, joined = word.partition("=")
-                    flags[name] = joined if equals else value
+            flags = flags_of(words)
             found[flags["--output_dir"].removeprefix(f"{out}/").replace("seed3/", "")] = flags
     return found
+
+
+def flags_of(words):
+    """{flag: its value} of a command, the last where one stands twice."""
+    flags = {}
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--"):
+            name, equals, joined = word.partition("=")
+            flags[name] = joined if equals else value
+    return flags
 
 
 def picked(flags, *names):
@@ -291,6 +297,17 @@ def test_self_distillation_without_the_solution_is_a_control(tmp_path):
             assert picked(found["opsd-nosolution"], "method", "privileged", "weighting", "teacher_thinking") == [
                 "opsd", "False", None, "False" if scale == "micro" else "True"]  # at micro both are asked alike
             assert "--privileged" not in found["opsd"]
+
+
+def test_scale_small_has_one_base_and_one_teacher_for_all_seeds(tmp_path):
+    found = commands(tmp_path, "main", SCALE="small", SEEDS="3 4")
+    prepared = [words for words in found if "sft" in words]
+    assert [words[words.index("--output_dir") + 1] for words in prepared] == [f"{tmp_path}/base", f"{tmp_path}/teacher"]
+    assert all(picked(flags_of(words), "seed", "model") == ["0", renio.SMALL["model"]] for words in prepared)
+    trained = [flags_of(words) for words in found if "--method" in words and "sft" not in words]
+    assert len(trained) == 8 and {flags["--model"] for flags in trained} == {f"{tmp_path}/base/final"}
+    assert {flags["--teacher"] for flags in trained if flags["--method"] == "opd"} == {f"{tmp_path}/teacher/final"}
+    assert {flags["--seed"] for flags in trained} == {"3", "4"}
 
 
 def test_scale_one_shows_each_student_with_its_own_method_on_one_device(tmp_path):
