@@ -109,7 +109,7 @@ def test_the_checkpoint_of_a_stop_goes_once_it_is_passed_and_two_that_resume_sta
     for step in (5, 10, 15, 17, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.pt").touch()
-    renio.prune_checkpoints(tmp_path, config("--save_steps", 5), renio.Devices("cpu"))
+    renio.prune_checkpoints(tmp_path, config("--method", "sft", "--save_steps", 5), renio.Devices("cpu"))
     assert {path.name: (path / "trainer_state.pt").exists() for path in tmp_path.iterdir()} == {
         "checkpoint-5": False, "checkpoint-10": False, "checkpoint-15": True, "checkpoint-20": True}
 

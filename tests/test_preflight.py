@@ -46,6 +46,13 @@ def test_all_that_a_run_needs_gets_a_line_and_a_step(words, more, tmp_path, caps
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("dataset", [*renio.SYNTHETIC])
+def test_data_that_is_made_here_is_there(config, tokenizer, dataset):
+    teacher = SimpleNamespace(tokenizer=tokenizer)
+    examples, line = renio.check_data(config("--method", "opsd", "--dataset", dataset), (None, tokenizer, teacher))
+    assert len(examples) == 8 and f"data {dataset}: the first 8 problems make prompts of " in line
+
+
 def slow_preflight(devices, words, path):
     """A preflight in which the second process is late after all that the two do together."""
     gather = devices.gather

@@ -515,7 +515,8 @@ def test_an_output_folder_is_required():
 @pytest.mark.parametrize("device, cuda, nodes, visible, expected", [
     (None, True, True, None, "cuda"), ("cpu", True, True, None, "cpu"), (None, False, False, None, "cpu"),
     (None, False, True, None, "can't use it"), (None, False, True, "", "cpu"), ("cpu", False, True, None, "cpu"),
-    ("cuda", False, True, None, "has no CUDA device"), ("mps", False, False, None, "known are cuda and cpu"), ("cuda:1", True, True, None, "cuda:1")])
+    ("cuda", False, True, None, "has no CUDA device"), ("cuda:1", True, True, None, "cuda:1"),
+    ("mps", False, False, None, "known are cuda and cpu")])
 def test_a_gpu_that_torch_cannot_use_is_never_replaced_silently(monkeypatch, device, cuda, nodes, visible, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(renio.Path, "glob", lambda *_: iter(["/dev/nvidia0"] * nodes))
