@@ -129,6 +129,12 @@ def test_ranks_sample_sharded_models_apart_and_hold_half_of_them_afterwards(tmp_
     in_processes(2, tmp_path, sample_apart, config("--method", "opsd", "--model", micro_model))
 
 
+def test_no_two_seeds_steps_or_ranks_sample_with_one_seed(config):
+    seeds = {renio.rollout_seed(config("--method", "grpo", "--seed", seed), step, rank)
+             for seed in range(3) for step in range(20) for rank in range(8)}
+    assert len(seeds) == 3 * 20 * 8
+
+
 def test_a_rank_that_dies_ends_the_job_with_its_error(tmp_path):
     script = tmp_path / "dying.py"
     script.write_text(f"""import os, sys
