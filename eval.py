@@ -2429,7 +2429,7 @@ def chapter(scores):
 
 PRESETS = {  # of --scale, for flags that are not given
     "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=58, batch_size=250, dtype="float32"),
-    "small": dict(benchmarks=["products"], n=2, max_new_tokens=80, batch_size=125, dtype="float32"),
+    "small": dict(benchmarks=["products"], n=1, max_new_tokens=80, batch_size=125, dtype="float32"),
     "one": dict(benchmarks=["gsm8k:250", "math500"], n=4, max_new_tokens=2048, batch_size=256, dtype="bfloat16",
                 thinking=False, decoding=["sampled", "greedy"]),
     "paper": dict(benchmarks=["aime24", "aime25", "hmmt25"], n=12, max_new_tokens=38912, batch_size=36,
