@@ -2398,8 +2398,9 @@ def summary(path):
     """An eval.json as bytes, with the sums of each problem in place of the problems and their answers."""
     run = json.loads(path.read_text(encoding="utf-8"))
     for result in run["results"]:
-        result["per_problem"] = sums_by_problem(result)
-        del result["problems"]
+        if "problems" in result:  # else it was published before
+            result["per_problem"] = sums_by_problem(result)
+            del result["problems"]
     return json.dumps(run).encode()
 
 

@@ -925,7 +925,7 @@ def learning_rate(config, step):
 # ---------------------------------------------------------------------------------------------------------------------
 # The fused divergence, and the log-probabilities of GRPO: heads without full logits.
 
-CHUNK = 4 * 10**7  # logits held at a time of each model: enough for fast matrix products, few beside the activations
+CHUNK = 4 * 10**7  # logits held at a time of each model; 10**7: a sixth of the memory, 1.2 times the time of the loss
 PART = dict(cpu=2**20, cuda=2**22)  # of these, how many elementwise passes take at a time: what a cache holds
 
 
