@@ -169,6 +169,6 @@ def test_with_qwen3s_template_the_first_token_disagrees_most_and_is_key_in_every
 
 def test_fine_tuning_teaches_the_demonstration_and_its_end(config, tokenizer):
     flags = config("--method", "sft", "--batch_size", 2, "--prefix_tokens", 6)
-    rows = [dict(solution="a 1+1 2", answer="2"), dict(solution="not this", demonstration="a 1+1 3 b 2+2 4", answer="2")]
+    rows = [dict(solution="a 1+1 2"), dict(solution="not this", demonstration="a 1+1 3 b 2+2 4")]
     taught = renio.draw_solutions(tokenizer, [renio.Example(row, [3]) for row in rows], 0, flags, renio.Devices("cpu"))
     assert [tokenizer.decode(rollout.completion) for rollout in taught] == ["a 1+1 2 <eos>", "a 1+1 3 b 2+2 4"]

@@ -480,7 +480,7 @@ def test_what_is_published_gives_the_same_report_again_and_holds_no_answers(whol
     before = [path.read_bytes() for path in packed]
     renio_eval.main(["publish", str(runs), str(tmp_path / "published")])
     assert [path.read_bytes() for path in packed] == before
-    renio_eval.main(["publish", str(tmp_path / "again"), str(tmp_path / "published")])  # seeds may have been added to it
+    renio_eval.main(["publish", str(tmp_path / "again"), str(tmp_path / "published")])  # seeds may have come
     assert [path.read_bytes() for path in packed] == before
     monkeypatch.setattr(renio_eval, "report", real)
     assert report_on(tmp_path / "again")[0] == first
