@@ -49,8 +49,16 @@ def test_a_killed_run_goes_on_and_ends_as_the_uninterrupted_one(tmp_path, micro_
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
+@pytest.fixture
+def heeded():
+    """Ctrl-C is not ignored, as it is where the tests are a shell's background job."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, monkeypatch, capsys, sent):
+def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, monkeypatch, capsys, sent, heeded):
     words = [*command("opsd", micro_model, tmp_path / "stopped"), "--max_steps", "300", "--schedule_steps", "0",
              "--save_steps", "0"]
     process = start(words)
