@@ -518,7 +518,7 @@ execute() { # make what the plan has and is not there yet
     is_there "$i" || todo=$((todo + 1))
   done
   echo "$total runs and scores, $todo to make"
-  [ "$SCALE" = small ] || echo "bash run_all.sh --list says how long they take"
+  [ "$SCALE" = small ] || echo "how long they take: bash run_all.sh --list"
   TIMES=$(mktemp)
   trap 'rm -f "$TIMES"' EXIT
   for i in "${!PHASES[@]}"; do
