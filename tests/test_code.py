@@ -172,6 +172,7 @@ ULP = math.nextafter(0.1, 1)
     ("f", [], ULP, 0.1, 1e-6, True), ("f", [], 0.2, 0.1, 1e-6, False), ("f", [], 3, 3.0000001, 1e-6, False),
     ("f", [], [ULP], [0.1], 1e-6, True), ("f", [], (ULP,), [0.1], 1e-6, False), ("f", [], [], [0.1], 1e-6, False),
     ("f", [], [], 0.1, 1e-6, False), ("f", [], [ULP, 1], [0.1], 1e-6, False), ("f", [], 10.001, 10.0, 1e-2, True),
+    ("f", [], 1000.5, 1000.0, 1e-6, False),
     ("Diff", [], [2, 1, 1], [1, 2], 0, True), ("Diff", [], iter([1, 2]), [1, 2], 0, True),
     ("Diff", [], [1], [1, 2], 0, False),
     ("check_str", [], "match", True, 0, True), ("check_str", [], "", True, 0, True),

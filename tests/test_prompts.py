@@ -2,6 +2,7 @@
 """What student and teacher are told: templates, the solution in the teacher's prompt, and the first token behind it."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -165,6 +166,21 @@ def test_with_qwen3s_template_the_first_token_disagrees_most_and_is_key_in_every
     skipped, _ = first_token_metrics(config, qwen3_tokenizer, fitted_qwen3, tmp_path, "--skip_tokens", 1)
     assert skipped["divergence"] < 0.7 * metrics["divergence"] and skipped["first_token_divergence_share"] == 0
     assert skipped["weight_mean"] < metrics["weight_mean"]
+
+
+def test_fine_tuning_shows_the_solution_in_the_prompt_of_its_share_of_rows(config, tokenizer):
+    flags = config("--method", "sft", "--dataset", "products", "--task", "math", "--privileged_share", 0.5)
+    for row in renio.read_rows(flags, random.Random(0), 20):
+        example = renio.render(flags, row, tokenizer, None, random.Random(0))
+        told = renio.PROMPTS["math"][bool(row.get("privileged"))]
+        assert example.student_prompt == prompt_ids(tokenizer, fill_prompt(told, row), False)
+
+
+def test_fine_tuning_divides_by_tokens(config, tokenizer, model):
+    flags = config("--method", "sft", "--micro_batch_size", 2)
+    batch = [renio.Rollout(renio.Example({}, [3, 14, 4]), completion) for completion in ([20, 30, 1], [20, 1], [1])]
+    total, records = renio.sft_step(model, batch, flags, Devices("cpu"), renio.Stopwatch("cpu"))
+    assert total == 6 and [record["length"] for record in records] == [3, 2, 1]
 
 
 def test_fine_tuning_teaches_the_demonstration_and_its_end(config, tokenizer):

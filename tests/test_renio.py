@@ -512,6 +512,13 @@ def test_a_mistake_found_while_loading_does_not_spoil_the_folder(tmp_path, micro
     assert json.loads((tmp_path / "config.json").read_text())["flags"]["model"] == str(micro_model)
 
 
+def test_the_learning_rate_warms_up_and_falls_to_zero_behind_the_last_step(config):
+    flags = config("--method", "opsd", "--learning_rate", 8, "--warmup_steps", 2, "--schedule_steps", 4,
+                   "--max_steps", 4)
+    assert [renio.learning_rate(flags, step) for step in range(5)] == [4, 6, 4, 2, 0]
+    assert renio.learning_rate(config("--scale", "one", "--method", "opsd", "--learning_rate", 8), 99) == 8  # constant
+
+
 def test_an_output_folder_is_required():
     with pytest.raises(SystemExit, match="--output_dir: required"):
         renio.main(["--method", "opsd"])

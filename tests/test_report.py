@@ -119,6 +119,7 @@ def test_the_p_value_of_a_null_is_uniform_and_of_an_effect_small():
         assert abs((nulls <= level).mean() - level) < 0.08
     assert paired_p_value(rng.normal(1, 1, 30)) < 0.001
     assert paired_p_value([0.0] * 10) == 1.0
+    assert paired_p_value([1.0] * 40, resamples=99) == 0.01  # the observed signs alone are as extreme
     assert paired_p_value([1, 1, 1]) == pytest.approx(0.25, abs=0.02)  # 2 of the 8 signs are as extreme
 
 
@@ -224,6 +225,11 @@ def test_one_seed_decides_nothing(tmp_path):
     text, rows = report_on(tmp_path)
     assert rows["OPD improves the base"][0][2:7] == ["1", "+100.0 [+100.0, +100.0]", "", "undecided (one seed)", ""]
     assert "Of 1 verdicts: 0 supported" in text and "1 undecided." in text
+
+
+def test_an_interval_that_ends_at_zero_decides_nothing():
+    for ends in ((0.0, 0.1), (-0.1, 0.0)):
+        assert renio_eval.verdict(3, ends) == "undecided (the interval holds 0)"
 
 
 def test_verdicts_find_planted_effects():
