@@ -61,7 +61,8 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample():
 
 def test_of_an_answer_is_recorded_what_it_says_and_whether_it_ended(tokenizer):
     row = dict(problem="a 1+1 b 2+2", answer="24")
-    for text, right, truncated in (("\\boxed{ a 1+1 2 b 2+2 4 } <eos>", True, False), ("\\boxed{ a 1+1 3", False, True)):
+    for text, right, truncated in (("\\boxed{ a 1+1 2 b 2+2 4 } <eos>", True, False),
+                                   ("\\boxed{ a 1+1 3", False, True)):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         said = renio_eval.grade_answer(tokenizer, [tokenizer.eos_token_id], "arith", ids, row)
         assert (said["right"], said["truncated"], said["tokens"]) == (right, truncated, len(ids))
