@@ -287,15 +287,17 @@ def test_arms_of_a_design_that_starve_say_so(tmp_path, design, message):
 
 def test_the_success_rates_of_the_batch_are_counted_on_further_rollouts_at_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(renio, "grade_rollout", by_sum)
-    drawn, real = [], renio.RolloutSampler.__call__
+    drawn, seeds, real = [], [], renio.RolloutSampler.__call__
 
     def noted(sampler, examples, seed):
         rollouts = real(sampler, examples, seed)
         drawn.append((sampler, rollouts))
+        seeds.append(seed)
         return rollouts
 
     monkeypatch.setattr(renio.RolloutSampler, "__call__", noted)
     study(renio.Devices("cpu"), tmp_path / "run", "--design", "hard", "--success_draws", "5", "--save_steps", "2")
+    assert len(set(seeds)) == len(seeds)
     rows = {arm: rows_of(tmp_path / "run" / arm) for arm in ("incorrect", "unfiltered")}
     extra = [(sampler, rollouts) for sampler, rollouts in drawn if len(rollouts) == 5 * 4
              and len({r.example.row["problem"] for r in rollouts}) == 4]
@@ -339,6 +341,15 @@ def found(design, needed, count, *words, right):
                                filter_experiments.FilterConfig)
     samplers = {arm: Scripted(right) for arm in filter_experiments.arms_of(flags)}
     return samplers, *filter_experiments.find_problems(samplers, range(count), range(count), needed, flags, 0)
+
+
+def test_of_more_problems_than_an_update_takes_it_takes_the_first():
+    flags = renio.parse_config(["--method", "opsd", "--arm", "correct", "--batch_size", "4", "--output_dir", "x"],
+                               filter_experiments.FilterConfig)
+    stretch = flags.max_problems * flags.batch_size
+    _, metrics = filter_experiments.draw({"correct": Scripted(lambda number: True)}, range(2 * stretch), 1, flags,
+                                         renio.Devices("cpu"))
+    assert metrics["correct"]["drawn"] == 8 and metrics["correct"]["problems"] == list(range(stretch, stretch + 4))
 
 
 def test_draws_go_where_something_is_missing(tmp_path):
