@@ -1730,18 +1730,17 @@ def merged_adapter(model):
     Taking the adapter off again leaves rounding errors in the weights, so they are put back from copies.
     """
     was_training = model.training
-    adapted = [layer.get_base_layer().weight for layer in adapted_layers(model)]
-    own = [weight.detach().clone() for weight in adapted]
+    layers = adapted_layers(model)
+    own = [layer.get_base_layer().weight.detach().clone() for layer in layers]
     model.eval()
-    if adapted:
-        model.merge_adapter()
+    for layer in layers:  # rather than PeftModel's merge_adapter, which a model loaded with its adapter lacks
+        layer.merge()
     try:
         yield
     finally:
-        if adapted:
-            model.unmerge_adapter()
-            for weight, copy in zip(adapted, own, strict=True):
-                weight.data.copy_(copy)
+        for layer, copy in zip(layers, own, strict=True):
+            layer.unmerge()
+            layer.get_base_layer().weight.data.copy_(copy)
         model.train(was_training)
 
 

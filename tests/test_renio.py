@@ -268,6 +268,7 @@ def test_adapters_and_whole_models_load_with_from_pretrained(config, micro_model
         assert (change[0] - change[1]).abs().max() > 1e-4
         teacher = renio.load_model(f"{flags.output_dir}/{folder}")  # as --teacher takes it
         torch.testing.assert_close(completion_logits(teacher, [PROMPTS[0]], [[20]])[0], change[1])
+        assert sample(teacher, PROMPTS, 6, [-1], seed=1) == sample(adapted, PROMPTS, 6, [-1], seed=1)
         assert AutoTokenizer.from_pretrained(f"{flags.output_dir}/{folder}").chat_template
 
 
