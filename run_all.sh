@@ -743,7 +743,7 @@ hint() { # which SCALE would use the GPUs that are there, where none was asked f
 }
 
 runs_at() { # runs_at SCALE TARGET: how many runs a seed, but for those that prepare
-  local SCALE=$1 VARIANT=paper SEEDS=0 STUDENTS= JOBS= GPUS=0 PRETRAINED= phase runs=0
+  local SCALE=$1 VARIANT=paper SEEDS=0 STUDENTS= JOBS= GPUS=0 phase runs=0
   ! large || VARIANT=official
   plan "$2"
   for phase in "${PHASES[@]}"; do [ "$phase" != train ] || runs=$((runs + 1)); done

@@ -748,7 +748,8 @@ def test_a_stopped_script_leaves_no_job_behind(stub, fails):
     if not fails:
         first.send_signal(signal.SIGTERM)
     _, said = first.communicate(timeout=20)
-    assert first.returncode == 1 and "the same command goes on from here\n" in said
+    assert first.returncode == 1
+    assert "stopped; once the steps at work have ended, the same command goes on from here\n" in said
     assert not fails or ("last lines of" in said and "out of luck" in said)
     hanging = calls.with_suffix(".pid").read_text().strip()
     for _ in range(100):
