@@ -547,7 +547,7 @@ def test_a_gpu_that_torch_cannot_use_is_never_replaced_silently(monkeypatch, dev
 
 @pytest.mark.parametrize("device, dtype, installed, attention", [
     ("cuda", "bfloat16", True, "flash_attention_2"), ("cuda", "bfloat16", False, "sdpa"),
-    ("cuda", "float32", True, "sdpa"), ("cpu", "bfloat16", True, "sdpa")])
+    ("cuda", "float32", True, "sdpa"), ("cpu", "bfloat16", True, "eager"), ("cpu", "float32", True, "sdpa")])
 def test_flash_attention_is_used_where_it_can_be_and_never_needed(monkeypatch, device, dtype, installed, attention):
     asked = []
     monkeypatch.setattr(renio, "is_flash_attn_2_available", lambda: installed)
