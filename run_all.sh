@@ -14,11 +14,12 @@
 #   SCALE                 micro (default, anywhere) | small (a real model, anywhere) | one (a GPU of 24 GB) | paper
 #   VARIANT               official (as released; default at one and paper) | paper (the equations; default elsewhere)
 #   STUDENTS, SEEDS       at one and paper only these students, "Qwen/Qwen3-1.7B"; training seeds, "0 1 2"
-#   OUT                   where all goes: results/$SCALE, with -$VARIANT behind it where that is not the default
+#   OUT                   where all goes: results/$SCALE, behind it -chain or -$VARIANT where that is not the default
 #   NGPU, JOBS            devices of a training run; runs side by side, each on the next GPU where NGPU is 1
 #   CUDA_VISIBLE_DEVICES  which GPUs, where not all
 #   ENGINE                vllm (default) | transformers: what samples at one and paper
-#   DATASET, CODE_DATASET, DATA_DIR   at one and paper files, for benchmarks a folder, in place of the hub's
+#   DATASET, CODE_DATASET, DATA_DIR   at one and paper files, for benchmarks a folder, in place of the hub's;
+#                         at small DATASET is products (default) or chain
 #   PRIVILEGED_OPD=1      table 2 also with the solution in the prompt of OPD's teacher, where the release puts it
 #   SKIP_PREFLIGHT=1      begin without the checks that runs at one and paper begin with
 #   REHEARSE=1            at one and paper: all commands, but with a tiny model, four problems and 8 tokens, no download
@@ -213,8 +214,8 @@ settings() { # settings RATE TOKENS: what the runs of a scale share; OTHER is {o
       STEPS=40 SAVES=40 OTHER=24 WHOLE=()
       local dtype=float32 # bfloat16 is several times as fast where the processor has it, and slower where it has not
       if [ "$GPUS" -ge 1 ] || grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then dtype=bfloat16; fi
-      TRAINING=(--dtype "$dtype")
-      SCORING+=(--dtype "$dtype")
+      TRAINING=(--dataset "$DATASET" --dtype "$dtype")
+      SCORING+=(--benchmarks "$DATASET" --dtype "$dtype")
       ;;
     one)
       TRAINING=(--task math --dataset "$DATASET" "${common[@]}" --max_prompt_tokens 2048)
@@ -786,7 +787,8 @@ GPUS=${#DEVICES[@]}
 SCALE=${SCALE:-micro}
 SEEDS=${SEEDS:-0}
 case $SCALE in
-  micro | small) usual=paper ;;
+  micro) usual=paper ;;
+  small) usual=paper DATASET=${DATASET:-products} ;;
   one | paper) usual=official ;;
   *) echo "SCALE=$SCALE: known are micro, small, one, paper" >&2; exit 2 ;;
 esac
@@ -795,7 +797,9 @@ case $VARIANT in
   official | paper) ;;
   *) echo "VARIANT=$VARIANT: known are official, paper" >&2; exit 2 ;;
 esac
-OUT=${OUT:-results/${REHEARSE:+rehearsal-}$SCALE$([ "$VARIANT" = "$usual" ] || echo "-$VARIANT")}
+NAME=$SCALE
+case $SCALE:${DATASET:-} in small:products) ;; small:*) NAME=small-$DATASET ;; esac
+OUT=${OUT:-results/${REHEARSE:+rehearsal-}$NAME$([ "$VARIANT" = "$usual" ] || echo "-$VARIANT")}
 SPREAD=$((GPUS >= 4 || GPUS == 0 ? 4 : GPUS >= 2 ? 2 : 1)) # GPUs of a run: four times SIZES' 8 samples are a batch
 if [ -n "${REHEARSE:-}" ]; then
   large || { echo "REHEARSE=1: for SCALE=one and SCALE=paper" >&2; exit 2; }
@@ -816,13 +820,13 @@ case $1 in
     ;;
   setup) setup requirements.txt ;;
   report)
-    packed=(".github/results/$SCALE"/*.tar.gz)
-    [ -f "${packed[0]}" ] || { echo "run_all.sh report: no runs of SCALE=$SCALE are published" >&2; exit 2; }
+    packed=(".github/results/$NAME"/*.tar.gz)
+    [ -f "${packed[0]}" ] || { echo "run_all.sh report: no runs of $NAME are published" >&2; exit 2; }
     setup requirements.txt
-    rm -rf "results/published-$SCALE" # a run that is published no more would stay in the report
-    mkdir -p "results/published-$SCALE"
-    for each in "${packed[@]}"; do tar -xzf "$each" -C "results/published-$SCALE"; done
-    "$PYTHON" eval.py report "results/published-$SCALE"
+    rm -rf "results/published-$NAME" # a run that is published no more would stay in the report
+    mkdir -p "results/published-$NAME"
+    for each in "${packed[@]}"; do tar -xzf "$each" -C "results/published-$NAME"; done
+    "$PYTHON" eval.py report "results/published-$NAME"
     ;;
   --list) list ;;
   *)

@@ -310,6 +310,15 @@ def test_scale_small_has_one_base_and_one_teacher_for_all_seeds(tmp_path):
     assert {flags["--seed"] for flags in trained} == {"3", "4"}
 
 
+def test_scale_small_trains_and_scores_on_the_task_that_is_asked_for():
+    for asked, task, folder in (("", "products", "results/small"), ("chain", "chain", "results/small-chain")):
+        found = lines_of("", "main", SCALE="small", DATASET=asked)
+        assert len(found) == 14 and found[-1][-2:] == ["report", folder]
+        for words in found[:-1]:
+            assert words[words.index("--dataset" if "renio.py" in words else "--benchmarks") + 1] == task
+            assert f" {folder}/" in " ".join(words)
+
+
 def test_scale_one_shows_each_student_with_its_own_method_on_one_device(tmp_path):
     found = runs_of(tmp_path, "all", SCALE="one")
     assert {(name.split("/")[0], *picked(flags, "model", "method", "teacher")) for name, flags in found.items()} == {
