@@ -82,14 +82,14 @@ opsd+st_token          all         train   --method opsd --weighting st_token
 
 opd-correct            all         filter  --arm correct --method opd --teacher {teacher} {whole}
 opd-incorrect          all         filter  --arm incorrect --method opd --teacher {teacher} {whole}
-opd-unfiltered         all         filter  --arm unfiltered --method opd --teacher {teacher} {whole}
+opd-unfiltered         micro,one,paper filter  --arm unfiltered --method opd --teacher {teacher} {whole}
 opd-matched            all         matched --design matched --method opd --teacher {teacher} {whole}
-opd-hard               all         hard    --design hard --method opd --teacher {teacher} {whole}
+opd-hard               micro,one,paper hard    --design hard --method opd --teacher {teacher} {whole}
 opsd-correct           all         filter  --arm correct --method opsd {whole}
 opsd-incorrect         all         filter  --arm incorrect --method opsd {whole}
-opsd-unfiltered        all         filter  --arm unfiltered --method opsd {whole}
+opsd-unfiltered        micro,one,paper filter  --arm unfiltered --method opsd {whole}
 opsd-matched           all         matched --design matched --method opsd {whole}
-opsd-hard              all         hard    --design hard --method opsd {whole}
+opsd-hard              micro,one,paper hard    --design hard --method opsd {whole}
 
 opd+renio-clip2.0      all         train   --method opd --teacher {teacher} --weighting renio \
                                            --threshold 0.8 --log_ratio_clip 2.0
