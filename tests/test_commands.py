@@ -181,10 +181,7 @@ def test_arms_train_on_the_same_problems_and_differ_in_correctness_alone(tmp_pat
             assert arm not in arms or rows[arm][step]["rollout_accuracy"] == accuracy
     assert {row["rollout_accuracy"] for row in rows["unfiltered"]} - {0.0, 1.0}
     weights = {arm: load_model(str(tmp_path / "run" / arm / "final")).state_dict() for arm in rows}
-    # killed when one arm had written its last checkpoint and the others had not
-    for arm, lost in zip(arms, (3, 2, 3), strict=False):
-        for step in range(lost, 4):
-            shutil.rmtree(tmp_path / "run" / arm / f"checkpoint-{step}", ignore_errors=True)
+    shutil.rmtree(tmp_path / "run" / arms[1] / "checkpoint-3")  # as killed before this arm had written it
     study(renio.Devices("cpu"), tmp_path / "run", "--design", design, "--resume")
     for arm in rows:
         assert [(row["loss"], row["problems"]) for row in rows_of(tmp_path / "run" / arm)] == [

@@ -242,8 +242,8 @@ GOOD = {"problem": "1 + 1?", "solution": r"\boxed{2}", "answer": "2"}
     (b"[1, 2]", "row 1: expected columns, found list"),
     (b'{"quiz": "1 + 1?", "solution": "2"}',
      r"row 1: no text in a column problem \(or question, prompt\); its columns are quiz"),
-    (b'{"problem": null, "solution": "2"}', "row 1: no text in a column problem"),
-    (b'{"problem": "1 + 1?", "hint": "2"}', "row 1: no text in a column solution; its columns are problem, hint"),
+    (b'{"problem": "x", "solution": "y"}\n{"problem": null, "solution": "2"}', "row 2: no text in a column problem"),
+    (b'{"problem": "1 + 1?", "answer": "2"}', "row 1: no text in a column solution; its columns are problem, answer"),
     (b'{"problem": "1 + 1?", "solution": 2}', "row 1: no text in a column solution"),
     (b'{"problem": "1 + 1?", "teacher_prompt": 2}', "row 1: no text in a column teacher_prompt"),
     (b'{"problem": 5, "solution": "2"}', "row 1: no text in a column problem"),
@@ -284,7 +284,7 @@ def test_rows_with_a_blank_solution_are_skipped_and_counted(tmp_path, micro_mode
 
 
 def test_data_of_long_problems_only_is_refused(tmp_path, micro_model):
-    with pytest.raises(SystemExit, match="of 1 problems none can be used: each is longer than 256 tokens"):
+    with pytest.raises(SystemExit, match=r"of 1 .* none can be used: each is longer than 256 tokens \(--max_prompt"):
         train_on(tmp_path, [dict(GOOD, problem="1+8 " * 1000)], micro_model)
 
 

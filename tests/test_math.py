@@ -111,19 +111,6 @@ def test_answers_are_compared_as_mathematics(answer, gold, equal):
     assert grade_math(f"so \\boxed{{{answer}}}", gold) is equal
 
 
-def as_math_verify_says(answer, gold):
-    from math_verify import parse, verify
-
-    return verify(*[parse(f"${side}$", parsing_timeout=None) for side in (gold, answer)], timeout_seconds=None)
-
-
-def test_what_math_verify_calls_equal_is_equal_but_for_what_it_misreads():
-    agreed = [pair for pair in EQUAL + DIFFERENT if as_math_verify_says(*pair)]
-    assert len(agreed) > 40
-    assert [pair for pair in agreed if answer_verdict(*pair) != "equal"] == []
-    assert [pair for pair in MISREAD if not as_math_verify_says(*pair)] == []
-
-
 def test_a_verdict_says_why():
     texts = r"\boxed{x=5}", r"\boxed{x=6}", "5", r"\boxed{}"
     assert [math_verdict(text, "5") for text in texts] == ["equal", "different", "no box", "unparsable"]
@@ -176,7 +163,7 @@ def test_a_formula_is_never_equal_to_a_number_in_it(shared, name):
 # --- answers that would hang or crash ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("answer", [
-    "9^{9^{9}}", HANGS, "10^{10^{10}}!", "(" * 400 + ")" * 400, r"\frac{1}{" * 200, "x" * 900, "9" * 5000, "1e999999",
+    "9^{9^{9}}", "10^{10^{10}}!", "(" * 400 + ")" * 400, r"\frac{1}{" * 200, "x" * 900, "9" * 5000, "1e999999",
     "1e9999", "\x00", "\ud800", "\\", "{" * 10**6 + "}" * 10**6, "5 " * 10**6])
 def test_no_answer_hangs_or_crashes_the_grader(answer):
     assert grade_math(f"\\boxed{{{answer}}}", "5", timeout=1.0) is False

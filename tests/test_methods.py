@@ -80,14 +80,15 @@ def test_every_weighting_gives_one_update_however_the_batch_is_split(config, tok
         assert (split - whole).norm() < 2e-6 * whole.norm(), size
 
 
-@pytest.mark.parametrize("name", ["none", "renio", "st_token", "renio_shuffled", "correctness"])
-def test_every_weighting_works_with_the_sampled_estimator(config, tokenizer, model, batch, name):
-    words = "--estimator", "sampled", "--beta", 1
-    gradient, records = step(config, tokenizer, model, batch, *words, "--weighting", name)
-    plain, _ = step(config, tokenizer, model, batch, *words)
-    assert plain.norm() > 0 and torch.equal(gradient, plain) == (name == "none")
-    for record, rollout in zip(records, batch, strict=True):
-        assert record["counted"] == record["length"] == len(rollout.completion)
+def test_the_sampled_estimator_sums_log_ratios(config, tokenizer, model, batch):
+    flags = config("--method", "opsd")
+    teacher = renio.Teacher(flags, model, tokenizer, Devices("cpu"))
+    log_ratio = renio.token_columns(model, teacher, batch, flags, renio.Stopwatch("cpu")).log_ratio
+    gradient, records = step(config, tokenizer, model, batch, "--estimator", "sampled", "--beta", 1,
+                             "--weighting", "renio")
+    assert gradient.norm() > 0
+    assert [record["divergence"] for record in records] == pytest.approx(log_ratio.sum(1).tolist(), rel=1e-3, abs=1e-5)
+    assert [record["counted"] for record in records] == [len(rollout.completion) for rollout in batch]
 
 
 @pytest.mark.parametrize("name", ["renio", "st_token", "correctness", "renio_shuffled"])
@@ -102,7 +103,7 @@ def test_the_official_variant_normalizes_every_weighting_in_its_micro_batch(conf
     assert (normalized.mean(1) - 1).abs().max() < 1e-4 < own.std()
 
 
-def test_official_normalizing_is_that_of_the_released_weights_and_caps_at_ten(batch):
+def test_official_normalizing_is_that_of_the_released_weights_and_caps_at_ten():
     mask = torch.ones(31, 4, dtype=torch.bool)
     student, teacher = torch.zeros(31, 4), torch.zeros(31, 4)
     teacher[0] = -9.0
@@ -136,12 +137,12 @@ def test_a_batch_of_which_every_token_is_skipped_changes_nothing(config, tokeniz
 
 
 def test_the_first_tokens_shares_by_hand(config, tokenizer, model, batch):
-    flags = config("--method", "opsd", "--threshold", 0.01)
+    flags = config("--method", "opsd", "--threshold", -0.01)  # padding, whose log-ratio is 0, exceeds it too
     teacher = renio.Teacher(flags, model, tokenizer, Devices("cpu"))
     tokens = renio.token_columns(model, teacher, batch, flags, renio.Stopwatch("cpu"))
-    _, records = step(config, tokenizer, model, batch)
+    _, records = step(config, tokenizer, model, batch, "--threshold", -0.01)
     metrics = renio.step_metrics(records, 1.0, flags)
-    key = (tokens.log_ratio > 0.01) & tokens.mask
+    key = (tokens.log_ratio > -0.01) & tokens.mask
     first, whole = tokens.divergence[:, 0].sum().item(), tokens.divergence.sum().item()
     assert metrics["first_token_divergence_share"] == pytest.approx(first / whole, rel=1e-3)
     assert metrics["first_token_key_share"] == key[:, 0].sum().item() / key.sum().item()
@@ -151,7 +152,7 @@ def test_self_distillation_from_the_same_prompt_has_nothing_to_say(config, token
     taught, _ = step(config, tokenizer, model, batch)
     alike = [rollout._replace(example=replace(rollout.example, teacher_prompt=rollout.example.student_prompt))
              for rollout in batch]
-    gradient, records = step(config, tokenizer, model, alike, "--privileged", "False", "--teacher_thinking", "False")
+    gradient, records = step(config, tokenizer, model, alike)
     assert gradient.norm() < 1e-5 * taught.norm()
     assert max(abs(record["divergence"]) for record in records) < 1e-5
 
@@ -173,12 +174,6 @@ def test_shuffled_weights_are_those_of_the_batch_on_other_samples(config, tokeni
     assert weights[0] != pytest.approx(weights[1], rel=1e-3)
     # each record still says what its weight would have been
     assert [record["renio_weight"] for record in shuffled] == pytest.approx(weights[0], rel=1e-5)
-
-
-def test_the_metrics_count_no_padding_as_key_tokens(config, tokenizer, model, batch):
-    _, records = step(config, tokenizer, model, batch, "--threshold=-inf")
-    assert [record["key_tokens"] for record in records] == [len(rollout.completion) for rollout in batch]
-    assert len({record["length"] for record in records}) > 2
 
 
 def shuffled_over_ranks(devices, flags, rollouts, path):
@@ -276,5 +271,4 @@ def test_a_group_may_lie_on_several_processes(tmp_path, config, tokenizer, batch
 
     whole = gradient(1)
     assert whole.norm() > 0
-    for world in (2, 4):  # with more processes than groups
-        assert (gradient(world) - whole).norm() < 1e-5 * whole.norm()
+    assert (gradient(2) - whole).norm() < 1e-5 * whole.norm()  # more processes than groups

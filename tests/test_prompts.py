@@ -34,13 +34,6 @@ def test_qwen3_template_renders_with_thinking_on_and_off(qwen3_tokenizer):
     assert "```python" in code and "It is four." in code
 
 
-def test_a_tokenizer_without_a_template_is_refused(tokenizer):
-    bare = renio.arith_tokenizer()
-    bare.chat_template = None
-    with pytest.raises(UserError, match="no chat template"):
-        prompt_ids(bare, "a 1+1", thinking=True)
-
-
 def test_a_template_is_filled_once_and_keeps_all_other_braces():
     row = dict(problem=r"Is {solution} in \frac{1}{2}?", solution="{problem}")
     assert fill_prompt(r"{problem} Put it in \boxed{}. {solution} {x}", row) == (
@@ -170,10 +163,12 @@ def test_with_qwen3s_template_the_first_token_disagrees_most_and_is_key_in_every
 
 def test_fine_tuning_shows_the_solution_in_the_prompt_of_its_share_of_rows(config, tokenizer):
     flags = config("--method", "sft", "--dataset", "products", "--task", "math", "--privileged_share", 0.5)
-    for row in renio.read_rows(flags, random.Random(0), 20):
-        example = renio.render(flags, row, tokenizer, None, random.Random(0))
-        told = renio.PROMPTS["math"][bool(row.get("privileged"))]
-        assert example.student_prompt == prompt_ids(tokenizer, fill_prompt(told, row), False)
+    rows, shown = renio.read_rows(flags, random.Random(0), 40), []
+    for row in rows:
+        prompt = renio.render(flags, row, tokenizer, None, random.Random(0)).student_prompt
+        shown.append(prompt == prompt_ids(tokenizer, fill_prompt(renio.PROMPTS["math"][True], row), False))
+        assert shown[-1] or prompt == prompt_ids(tokenizer, fill_prompt(renio.PROMPTS["math"][False], row), False)
+    assert 10 < sum(shown) < 30
 
 
 def test_fine_tuning_divides_by_tokens(config, tokenizer, model):

@@ -131,19 +131,7 @@ def rollouts(config, model, tokenizer, n=8):
     return rollouts_of(examples, completions)
 
 
-def test_a_padded_batch_gives_each_row_the_loss_of_that_row_alone(model, tokenizer, config):
-    flags = config("--method", "opd", "--teacher", "none", "--weighting", "renio", "--threshold", 0.01)
-    teacher = make_teacher(model, tokenizer)
-    batch = rollouts(flags, model, tokenizer)
-    _, together = distilled(model, teacher, batch, flags)
-    for rollout, row in zip(batch, together, strict=True):
-        _, [alone] = distilled(model, teacher, [rollout], flags)
-        for key in ("loss", "divergence", "weight"):
-            assert alone[key] == pytest.approx(row[key], rel=1e-4), key
-    assert len({len(rollout.completion) for rollout in batch}) > 2
-
-
-@pytest.mark.parametrize("micro_batch_size, reduction", [(1, "sum"), (3, "sum"), (8, "sum"), (3, "mean")])
+@pytest.mark.parametrize("micro_batch_size, reduction", [(3, "sum"), (3, "mean")])
 def test_the_update_is_that_of_equation_9_however_the_batch_is_split(
         model, tokenizer, config, micro_batch_size, reduction):
     flags = config("--method", "opd", "--teacher", "none", "--weighting", "renio", "--threshold", 0.01,
@@ -183,9 +171,8 @@ def test_the_gradient_never_reaches_the_teacher(model, tokenizer, config, micro_
     assert all(p.grad is None and not p.requires_grad for p in teacher.model.parameters())
 
 
-@pytest.mark.parametrize("lora_r", [0, 4])
-def test_the_teacher_of_self_distillation_is_the_student_as_it_started(tokenizer, config, micro_model, lora_r):
-    flags = config("--method", "opsd", "--model", micro_model, "--lora_r", lora_r)
+def test_the_teacher_of_an_adapter_is_the_student_as_it_started(tokenizer, config, micro_model):
+    flags = config("--method", "opsd", "--model", micro_model, "--lora_r", 4)
     student, _ = renio.load_student(flags, "cpu")
     teacher = Teacher(flags, student, tokenizer, Devices("cpu"))
     prompt, completion = [PROMPTS[0]], [[20, 30, 40]]
@@ -272,24 +259,7 @@ def test_adapters_and_whole_models_load_with_from_pretrained(config, micro_model
         assert AutoTokenizer.from_pretrained(f"{flags.output_dir}/{folder}").chat_template
 
 
-def test_a_separate_teacher_with_a_padded_vocabulary_is_cut(model, tokenizer, config):
-    flags = config("--method", "opd", "--teacher", "none")
-    batch = rollouts(flags, model, tokenizer, 4)
-    teacher = make_teacher(model, tokenizer)
-    _, expected = distilled(model, teacher, batch, flags)
-    teacher.model.resize_token_embeddings(len(tokenizer) + 7)
-    _, cut = distilled(model, teacher, batch, flags)
-    assert [row["loss"] for row in cut] == pytest.approx([row["loss"] for row in expected], rel=1e-5)
-
-
 # --- data ------------------------------------------------------------------------------------------------
-
-def test_teacher_and_student_must_share_a_vocabulary(tokenizer):
-    other = renio.arith_tokenizer()
-    other.add_tokens(["+10"])
-    with pytest.raises(UserError, match=r"different vocabularies: '\+10'"):
-        renio.check_same_vocabulary(tokenizer, other)
-
 
 def test_odd_end_tokens_are_warned_of(model, tokenizer):
     teacher = SimpleNamespace(model=renio.init_model("init:micro", tokenizer, 1), tokenizer=tokenizer)
@@ -337,41 +307,6 @@ def test_real_training_sets_have_solutions_and_answers(shared):
     math = read_problems(str(shared / "data" / "math_train_400.jsonl"), need_solution=True)
     assert len(gsm8k) == len(math) == 400
     assert gsm8k[0]["answer"] == "72" and all(row["answer"] for row in gsm8k + math)
-
-
-@pytest.mark.parametrize("text, words", [
-    ('{"task": "p"}\n', "row 1: no text in a column problem"),
-    ('{"problem": "p", "answer": "1"}\n', "row 1: no text in a column solution"),
-    ('{"problem": "p", "solution": "s"}\n{"problem": null, "solution": "s"}\n', "row 2: no text in a column problem"),
-    ('{"problem": "p", "solution": "s"}\n{oops\n', "line 2: not JSON"),
-    ("[1, 2]\n", "row 1: expected columns, found list"),
-    ("", "no rows"),
-])
-def test_bad_data_is_named_with_its_file_and_row(tmp_path, text, words):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(text)
-    with pytest.raises(UserError, match=f"rows.jsonl.*{words}"):
-        read_problems(str(path), need_solution=True)
-
-
-def test_text_that_is_not_utf8_and_missing_files_are_named(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes(b'{"problem": "\xff"}')
-    with pytest.raises(UserError, match="not UTF-8"):
-        read_problems(str(tmp_path / "a.jsonl"))
-    with pytest.raises(UserError, match="no such file"):
-        read_problems(str(tmp_path / "b.jsonl"))
-
-
-def test_long_problems_are_skipped_and_counted(tmp_path, tokenizer, config):
-    rows = [dict(problem="a 1+1", solution="a 1+1 2", answer="2"),
-            dict(problem="a 1+1 " * 40, solution="a 1+1 2", answer="2")]
-    flags = config("--method", "opsd", "--dataset", write_rows(tmp_path / "rows.jsonl", rows),
-                   "--max_prompt_tokens", 40)
-    examples, skipped = renio.load_examples(flags, tokenizer, tokenizer, 4)
-    assert skipped["longer than 40 tokens"] > 0 and [example.row["problem"] for example in examples] == ["a 1+1"] * 4
-    flags.max_prompt_tokens = 4
-    with pytest.raises(UserError, match=r"each is longer than 4 tokens \(--max_prompt_tokens\)"):
-        renio.load_examples(flags, tokenizer, tokenizer, 4)
 
 
 def test_every_problem_comes_once_an_epoch_in_an_order_of_the_seed(tmp_path, tokenizer, config):
@@ -470,7 +405,6 @@ def test_explicit_flags_win_over_variant_and_variant_over_scale(config):
     ("--method opd", "--method opd: give a --teacher"),
     ("--method opsd --teacher x", "--teacher: not used by opsd, whose teacher is its own start"),
     ("--method sft --weighting renio", "--weighting: sft"),
-    ("--method sft --teacher x", "--teacher: not used by sft"),
     ("--method opsd --privileged_share 0.5", "--privileged_share: only for --method sft"),
     ("--method opsd --entry_clip 0", "--entry_clip 0.0: must be at least 1e-09"),
     ("--method opsd --variant official --log_ratio_clip_min 0", "no lower clip"),
@@ -485,7 +419,6 @@ def test_explicit_flags_win_over_variant_and_variant_over_scale(config):
     ("--method opsd --top_k -1", "--top_k -1: must be at least 0"),
     ("--method opsd --schedule_steps 10", "--schedule_steps 10: the rate would be 0"),
     ("--method opsd --model init:huge", "--model init:huge: known are init:micro"),
-    ("--method opsd --model nowhere", "no tokenizer in nowhere"),
     ("--method opsd --device cuda", "--device cuda: this machine has no CUDA device"),
     ("--method opsd --dataset rows.jsonl", "rows.jsonl: no such file"),
 ])
