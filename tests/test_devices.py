@@ -69,7 +69,7 @@ def test_the_update_is_the_same_for_any_split_and_any_number_of_processes(tmp_pa
     rollouts = rollouts_of(examples, completions)
     whole, whole_norm, weights = update(1, 32)
     assert torch.tensor(weights).std() > 0.01
-    for world, micro_batch_size, *words in ((1, 8), (1, 4), (2, 16), (2, 4), (4, 8), (4, 2), (2, 8, "--fsdp")):
+    for world, micro_batch_size, *words in ((2, 4), (4, 2), (2, 8, "--fsdp")):
         gradient, norm, _ = update(world, micro_batch_size, *words)
         assert (gradient - whole).norm() < 1e-6 * whole.norm(), (world, micro_batch_size, words)
         assert norm == pytest.approx(whole_norm, rel=1e-5)
@@ -81,7 +81,6 @@ def run_train(devices, config):
 
 
 @pytest.mark.parametrize("words", [
-    "--method opd --teacher MODEL",
     "--method opd --teacher MODEL --lora_r 4 --dtype bfloat16 --gradient_checkpointing",
     "--method opsd --lora_r 4 --max_grad_norm 0.01",
     "--method opsd",

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -57,15 +56,14 @@ def heeded():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, monkeypatch, capsys, sent, heeded):
+def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, monkeypatch, capsys, heeded):
     words = [*command("opsd", micro_model, tmp_path / "stopped"), "--max_steps", "300", "--schedule_steps", "0",
              "--save_steps", "0"]
     process = start(words)
     while not (tmp_path / "stopped" / "metrics.jsonl").exists() or len(rows_of(tmp_path / "stopped")) < 2:
         assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(sent)
+    process.send_signal(signal.SIGINT)
     said, _ = process.communicate()
     steps = len(rows_of(tmp_path / "stopped"))
     assert process.returncode == 1
@@ -73,7 +71,7 @@ def test_a_stopped_run_writes_a_checkpoint_and_goes_on(tmp_path, micro_model, mo
     assert (tmp_path / "stopped" / f"checkpoint-{steps}" / "trainer_state.pt").exists()
     real = renio.distillation_step
     monkeypatch.setattr(renio, "distillation_step",
-                        lambda *args, **words: os.kill(os.getpid(), sent) or real(*args, **words))
+                        lambda *args, **words: os.kill(os.getpid(), signal.SIGINT) or real(*args, **words))
     with pytest.raises(SystemExit, match=f"stopped after step {steps + 1} of 300"):
         renio.main(words[2:])
     assert f"going on after step {steps}" in capsys.readouterr().out
@@ -199,31 +197,6 @@ def test_three_in_a_row_end_the_run_with_its_batch_on_disk(config, tmp_path, mon
     batch = json.loads((tmp_path / "run" / "nonfinite-rank0.json").read_text())
     assert len(batch) == 4 and batch[0]["problem"]
     assert renio.newest_checkpoint(tmp_path / "run").name == "checkpoint-4"
-
-
-def rows_with_long_ones(folder, count):
-    """A data set of which so many problems are too long for --max_prompt_tokens 40."""
-    rows = [dict(problem="a 1+1", solution="a 1+1 2", answer="2")] * 4
-    rows += [dict(problem="a 1+1 " * 40, solution="a 1+1 2", answer="2")] * count
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return "--dataset", folder / "rows.jsonl", "--max_prompt_tokens", 40
-
-
-@pytest.mark.parametrize("too_long", [2, 3])
-def test_problems_that_are_too_long_do_not_count_as_broken_updates(config, tmp_path, monkeypatch, capsys, too_long):
-    words = rows_with_long_ones(tmp_path, too_long)
-    break_updates(monkeypatch, {1, 3, 4, 5})
-    with pytest.raises(UserError, match="step 5: the third gradient in a row"):
-        trained(config, *words)
-    [skipped] = re.findall(r"(\d+) problems skipped", capsys.readouterr().out)
-    assert 5 * too_long <= int(skipped) <= 6 * too_long  # 24 examples are six times round, the last not always whole
-    assert [row["skipped"] for row in rows_of(tmp_path / "run")] == [True, False, True, True, True]
-
-
-def test_a_resumed_run_goes_on_counting_broken_updates(config, tmp_path, monkeypatch):
-    break_updates(monkeypatch, {3, 4, 5})
-    with pytest.raises(UserError, match="step 5: the third"):
-        trained(config)
     break_updates(monkeypatch, {1})
     with pytest.raises(UserError, match="step 5: the third"):
         trained(config, "--resume", "True")  # from checkpoint-4, behind two of them
@@ -275,9 +248,10 @@ def test_odd_but_usable_rows_train(tmp_path, micro_model, capsys):
 
 def test_rows_with_a_blank_solution_are_skipped_and_counted(tmp_path, micro_model, capsys):
     blank = [dict(GOOD, solution=""), dict(GOOD, solution=None), dict(GOOD, solution=" \n")]
-    train_on(tmp_path, [GOOD, *blank], micro_model)
-    said = capsys.readouterr().out
-    assert 21 <= int(re.search(r", (\d+) problems skipped: without a solution", said)[1]) <= 24  # 8 examples, 8 epochs
+    train_on(tmp_path, [GOOD, *blank, dict(GOOD, problem="1+8 " * 1000)], micro_model)
+    said = capsys.readouterr().out  # 8 examples, 8 epochs, the last not always whole
+    assert 21 <= int(re.search(r"(\d+) problems skipped: without a solution", said)[1]) <= 24
+    assert 7 <= int(re.search(r"(\d+) problems skipped: longer than 256 tokens", said)[1]) <= 8
     (tmp_path / "blank").mkdir()
     with pytest.raises(SystemExit, match="of 3 problems none can be used: each is without a solution"):
         train_on(tmp_path / "blank", blank, micro_model)
@@ -388,17 +362,13 @@ def test_nothing_of_the_environment_is_written(tmp_path, micro_model):
     assert not any(b"secret_of_mine" in text for text in [*texts, done.stdout.encode(), done.stderr.encode()])
 
 
-@pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_metrics_go_to_a_tracker_only_where_a_flag_asks_for_it(config, tmp_path, monkeypatch, name):
+def test_metrics_go_to_the_tracker_that_a_flag_asks_for(config, tmp_path, monkeypatch):
     said = []
-    fake = types.ModuleType(name)
+    fake = types.ModuleType("wandb")
     run = types.SimpleNamespace(log=lambda row, step: said.append((step, row["loss"])))
     fake.init = lambda **words: said.append(words["project"]) or run
-    monkeypatch.setitem(sys.modules, name, fake)
-    trained(config)
-    assert said == []
-    shutil.rmtree(tmp_path / "run")
-    trained(config, "--report_to", name)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    trained(config, "--report_to", "wandb")
     assert said == ["renio", *((row["step"], row["loss"]) for row in rows_of(tmp_path / "run"))]
 
 

@@ -207,23 +207,6 @@ def test_distillation_brings_the_student_nearer_to_the_teacher(config, micro_mod
     assert rows[-1]["divergence"] < 0.8 * rows[0]["divergence"]
 
 
-def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, micro_model):
-    def run(name, *words):
-        renio.main(["--method", "opsd", "--model", str(micro_model), "--max_steps", "4",
-                    "--save_steps", "2", "--batch_size", "4", "--schedule_steps", "4", "--output_dir",
-                    str(tmp_path / name), *words])
-        return (renio.load_model(str(tmp_path / name / "final")).state_dict(),
-                [json.loads(line) for line in open(tmp_path / name / "metrics.jsonl")])
-
-    whole, whole_rows = run("whole")
-    run("cut")
-    for lost in ("final", "checkpoint-4"):
-        (tmp_path / "cut" / lost).rename(tmp_path / f"lost-{lost}")
-    resumed, rows = run("cut", "--resume")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in whole_rows]
-
-
 def test_runs_joined_by_then_end_as_each_alone(tmp_path, micro_model):
     def words(way, seed, *more):
         return ["--method", "opsd", "--model", str(micro_model), "--seed", str(seed), "--max_steps", "1",
