@@ -108,8 +108,10 @@ def test_samples_follow_the_distribution(model):
 
 
 def test_top_p_and_top_k_agree_with_transformers():
-    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
-    for top_p, top_k in ((0.9, 0), (1.0, 7), (0.7, 5), (1e-6, 0)):
+    for words, top_p, top_k in ((30, 0.9, 0), (30, 1.0, 7), (30, 0.7, 5), (30, 1e-6, 0), (3000, 0.5, 0),
+                                (3000, 0.95, 0)):  # the 1,000 likeliest hold the half, but not all of the rest
+        logits = torch.randn(50, words, generator=torch.Generator().manual_seed(0))
+        assert logits.softmax(-1).sort().values[:, -1000:].sum(-1).lt(0.95).all() == (words > 1000)
         expected = logits
         if top_k:
             expected = TopKLogitsWarper(top_k)(None, expected)
