@@ -1857,13 +1857,14 @@ def settings_lines(scores):
             if not runs:
                 continue
             r = runs[0].results[benchmark, decoding]
+            each = "one answer each" if r["n"] == 1 else f"{r['n']} answers each"
             c = dict.fromkeys(("temperature", "top_p", "top_k")) | r["conditions"]
             prompts = sorted({prompt for run in runs if (prompt := run.settings.get("prompt"))})
             versions = {run.settings.get("versions", {}).get(c["engine"], "") for run in runs}
             lines.append(
                 f"- {benchmark}, {decoding}: {len(r['per_problem']['right'])} problems (checksum {c['problems']}), "
-                + (f"{c['answers']} answers each at temperature {c['temperature']:g}, top-p {c['top_p']:g}, top-k "
-                   f"{c['top_k'] or 'off'}" if decoding == "sampled" else "one answer each")
+                f"{each}" + (f" at temperature {c['temperature']:g}, top-p {c['top_p']:g}, top-k {c['top_k'] or 'off'}"
+                             if decoding == "sampled" else "")
                 + f"; at most {c['max_new_tokens']} new tokens, thinking {'on' if c['thinking'] else 'off'}; "
                 f"{c['engine']} {', '.join(sorted(versions))}, {c['dtype']}"
                 + f"; asked by {', '.join(map(repr, prompts))}" * bool(prompts))
@@ -2045,7 +2046,7 @@ def draw_curves(axis, scores, lines, column, key="right", scale=100):
 def legend_above(axis):
     """A legend over the panel's curves, with room made for it."""
     low, high = axis.get_ylim()
-    axis.set_ylim(low, high + 0.15 * (high - low))
+    axis.set_ylim(low, high * (high / low) ** 0.15 if axis.get_yscale() == "log" else high + 0.15 * (high - low))
     axis.legend(loc="upper center", ncols=3, columnspacing=0.8, handlelength=1.8, fontsize=7)
 
 
@@ -2239,7 +2240,7 @@ def plot_weights(scores, rollouts):
         auc = scores.auc_within_batch(label)
         axis.set(xscale="log", yscale="log", xlabel="ReNIO weight, before normalizing", ylabel="rollouts",
                  title=label.upper() + (f": AUC for wrong within a batch {auc.mean():.3f}" if len(auc) else ""))
-        axis.legend()
+        legend_above(axis)
 
     graded = {label: [r for run in runs for r in run if r["right"] is not None] for label, runs in rollouts.items()}
     return figure(scores, "weights", [(label, rows) for label, rows in graded.items() if rows], draw,
