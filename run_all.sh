@@ -546,9 +546,9 @@ execute() { # make what the plan has and is not there yet
 }
 
 share_of() { # share_of INDEX: how many of the jobs of a script that begin there one process makes
-  # Without a GPU up to three, since a process takes about as long to start as each job; but none shall idle.
+  # Without a GPU up to three where a process takes about as long to start as each job; but none shall idle.
   local i count=0
-  case $PHASE:$SCALE:$GPUS in score:*:0 | train:micro:0) ;; *) echo 1; return ;; esac
+  case $PHASE:$SCALE:$GPUS in train:micro:0 | score:micro:0 | score:one:0 | score:paper:0) ;; *) echo 1; return ;; esac
   for ((i = $1; i < ${#PHASES[@]} && count < 3 * LIMIT; i++)); do
     [ "${PHASES[i]} ${COMMANDS[i]%%.py *}" = "${PHASES[$1]} ${COMMANDS[$1]%%.py *}" ] || break
     is_there "$i" || count=$((count + 1))
