@@ -519,7 +519,7 @@ execute() { # make what the plan has and is not there yet
     is_there "$i" || todo=$((todo + 1))
   done
   echo "$total runs and scores, $todo to make"
-  [ "$SCALE" = small ] || echo "how long they take: bash run_all.sh --list"
+  echo "how long they take: bash run_all.sh --list"
   TIMES=$(mktemp)
   trap 'rm -f "$TIMES"' EXIT
   for i in "${!PHASES[@]}"; do
@@ -765,12 +765,14 @@ report               1                          the report of the published runs
 test                 4                          the tests
 setup                1                          only the environment
 
-Training runs and their time a seed. micro: minutes on 2 slow CPU cores, the training of base and teacher (2 minutes) in
-each. one: on a GPU of 24 GB an hour or two a run, four times as long where rollouts have 4,096 tokens. paper: hours on
-4 GPUs, on one (NGPU=1) four times as many; GPU: the memory that each needs. Scales one and paper are estimates that no
-run has checked: of hours from the seconds a step of the paper's Figure 4 (4 H200) and 0.45 h on one GPU for 12 answers
-to each of 90 problems (15,000 tokens an answer, 10,000 tokens a second), at 4 checkpoints; of memory by arithmetic, as
-each run prints it. What `preflight` measures on the machine itself goes before.
+Training runs and their time a seed. micro: minutes on 2 slow CPU cores, the training of base and teacher (2 minutes)
+in each. small: on 2 slow cores with AVX512-BF16 a run takes 10 minutes, its scores 3, two side by side: 30 minutes a
+seed of main, 45 of batch, and 25 once for base and teacher; in float32 several times as long. one: on a GPU of 24 GB
+an hour or two a run, four times as long where rollouts have 4,096 tokens. paper: hours on 4 GPUs, on one (NGPU=1)
+four times as many; GPU: the memory that each needs. Scales one and paper are estimates that no run has checked: of
+hours from the seconds a step of the paper's Figure 4 (4 H200) and 0.45 h on one GPU for 12 answers to each of 90
+problems (15,000 tokens an answer, 10,000 tokens a second), at 4 checkpoints; of memory by arithmetic, as each run
+prints it. What `preflight` measures on the machine itself goes before.
 END
 }
 
