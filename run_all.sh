@@ -725,6 +725,7 @@ reproduce() { # reproduce TARGETS..., or with CHECK_ONLY only check them
   if [ "$GPUS" -eq 0 ] && [ "$SCALE" = small ]; then
     threads=$(($(getconf _NPROCESSORS_ONLN) / JOBS))
     export OMP_NUM_THREADS=$((threads > 0 ? threads : 1))
+    export ONEDNN_PRIMITIVE_CACHE_CAPACITY=8 # for each of the many shapes it would keep memory, a GB in 40 steps
   elif [ "$GPUS" -eq 0 ]; then
     export OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=200000000
   fi

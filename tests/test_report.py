@@ -623,20 +623,22 @@ def test_words_of_a_picture_stay_within_its_width():
 
 # --- what README says -------------------------------------------------------------------------------------------------
 
-def test_every_figure_of_readmes_results_is_in_the_published_report():
+@pytest.mark.parametrize("scale, heading, tabled, cited", [
+    ("micro", "## What came out", 8, 6), ("small", "### A pretrained model", 5, 3)])
+def test_every_figure_of_readmes_results_is_in_the_published_report(scale, heading, tabled, cited):
     """Cells of a row are in the report's rows of that method or claim, and intervals of the text in any of its rows."""
-    said = (ROOT / "README.md").read_text().partition("## What came out")[2].partition("\n## ")[0]
-    lines = (ROOT / ".github" / "results" / "micro" / "report.md").read_text().splitlines()
+    said = (ROOT / "README.md").read_text().partition(f"\n{heading}\n")[2].partition("\n##")[0]
+    lines = (ROOT / ".github" / "results" / scale / "report.md").read_text().splitlines()
     published = [cells_of(line) for line in lines if line.startswith("|")]
     tables = [cells_of(line) for line in said.splitlines() if line.startswith("|") and "---" not in line]
     rows = [cells for cells in tables if re.match(r"[-+]?\d", cells[1])]
-    assert len(rows) == 10
+    assert len(rows) == tabled
     for name, *cells in rows:
         same = [cell for row in published if row[0] == name for cell in row[1:]]
         assert {cell for cell in cells if cell} <= {*same}, name
     text = " ".join(line for line in said.splitlines() if not line.startswith("|"))
     quoted = re.findall(r"[-+][\d.]+ \[[-+\d., ]+\]", text)
-    assert len(quoted) == 4
+    assert len(quoted) == cited
     assert {*quoted} <= {cell for row in published for cell in row}
 
 
