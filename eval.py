@@ -1863,8 +1863,9 @@ def settings_lines(scores):
             versions = {run.settings.get("versions", {}).get(c["engine"], "") for run in runs}
             lines.append(
                 f"- {benchmark}, {decoding}: {len(r['per_problem']['right'])} problems (checksum {c['problems']}), "
-                f"{each}" + (f" at temperature {c['temperature']:g}, top-p {c['top_p']:g}, top-k {c['top_k'] or 'off'}"
-                             if decoding == "sampled" else "")
+                f"{each}"
+                + (f" at temperature {c['temperature']:g}, top-p {c['top_p']:g}, top-k {c['top_k'] or 'off'}"
+                   if decoding == "sampled" else "")
                 + f"; at most {c['max_new_tokens']} new tokens, thinking {'on' if c['thinking'] else 'off'}; "
                 f"{c['engine']} {', '.join(sorted(versions))}, {c['dtype']}"
                 + f"; asked by {', '.join(map(repr, prompts))}" * bool(prompts))
