@@ -789,9 +789,13 @@ IFS=$', \n' read -r -d '' -a DEVICES <<<"$found" || true
 GPUS=${#DEVICES[@]}
 SCALE=${SCALE:-micro}
 SEEDS=${SEEDS:-0}
+NAME=$SCALE
 case $SCALE in
   micro) usual=paper ;;
-  small) usual=paper DATASET=${DATASET:-products} ;;
+  small)
+    usual=paper DATASET=${DATASET:-products}
+    [ "$DATASET" = products ] || NAME=small-$DATASET
+    ;;
   one | paper) usual=official ;;
   *) echo "SCALE=$SCALE: known are micro, small, one, paper" >&2; exit 2 ;;
 esac
@@ -800,8 +804,6 @@ case $VARIANT in
   official | paper) ;;
   *) echo "VARIANT=$VARIANT: known are official, paper" >&2; exit 2 ;;
 esac
-NAME=$SCALE
-case $SCALE:${DATASET:-} in small:products) ;; small:*) NAME=small-$DATASET ;; esac
 OUT=${OUT:-results/${REHEARSE:+rehearsal-}$NAME$([ "$VARIANT" = "$usual" ] || echo "-$VARIANT")}
 SPREAD=$((GPUS >= 4 || GPUS == 0 ? 4 : GPUS >= 2 ? 2 : 1)) # GPUs of a run: four times SIZES' 8 samples are a batch
 if [ -n "${REHEARSE:-}" ]; then
