@@ -1912,13 +1912,14 @@ def behaviour_table(scores):
                      if run.label == label and (benchmark, decoding) in run.results]
             if not found:
                 continue
-            n, voted = found[0]["n"], found[0]["majority"] is not None
+            n = found[0]["n"]
+            voted = n > 1 and found[0]["majority"] is not None
             mean = {key: np.mean([r[key] for r in found], axis=0).tolist() for key in found[0]
                     if key not in ("benchmark", "decoding", "conditions", "per_problem")
                     and (voted or not key.startswith("majority"))}
             rows.append([
                 ("method", label), (f"pass@{n}", percent(mean[f"pass@{n}"], mean[f"pass@{n}_interval"])),
-                (f"majority@{n}", percent(mean["majority"], mean["majority_interval"]) if voted else ""),
+                *([(f"majority@{n}", percent(mean["majority"], mean["majority_interval"]))] if voted else []),
                 ("tokens", f"{mean['length']:.1f}"), ("truncated, %", percent(mean["truncation_rate"])),
                 ("boxed, %", percent(mean["format_rate"])), ("unparsable, %", f"{100 * mean['unparsable_rate']:.2f}"),
                 ("markers", f"{mean['markers']:.2f}")])

@@ -44,6 +44,7 @@ read -r -d '' RUNS <<'END' || true
 base                   micro       prepare --method sft --dataset arith-gaps --privileged_share 0.65
 base                   small       prepare --method sft --model {pretrained} --privileged_share 0.4 --dtype float32
 teacher                micro       prepare --method sft --model init:micro-teacher --max_steps 800 --schedule_steps 800
+# With a hub small's teacher may be a larger model, in place of {pretrained}: HuggingFaceTB/SmolLM2-360M-Instruct.
 teacher                small       prepare --method sft --model {pretrained} --lora_r 16 --learning_rate 5e-4 \
                                            --max_steps 100 --schedule_steps 100 --save_steps 50
 base                   all         eval    --model {student}
