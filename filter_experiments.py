@@ -12,8 +12,8 @@ without regard to correctness. All arms train on the same number of rollouts and
 
 free      the paper's, one arm a run. A problem is sampled once and taken if its rollout is of the arm. So the correct
           arm also trains on easier problems than the incorrect one, and never on those that its student can't solve.
-matched   a control that the paper lacks. The arms train side by side on the same problems, for each of which each of
-          the three students has given a right and a wrong rollout: what differs is correctness alone.
+matched   a control that the paper lacks. The correct and the incorrect arm train side by side on the same problems, for
+          each of which both students have given a right and a wrong rollout: what differs is correctness alone.
 hard      another one. The incorrect and the unfiltered arm train on the same problems, solvable or not: both students
           have given a wrong rollout. In free only the incorrect arm prefers those never solved; matched has none.
 
@@ -24,6 +24,7 @@ as it is in the evaluation. Everything else is renio.py's. matched and hard writ
 """
 
 import contextlib
+import math
 import shutil
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -50,7 +51,7 @@ from renio import (
 
 ARMS = ("correct", "incorrect", "unfiltered")  # and the kinds of rollouts
 DESIGNS = {  # of --design -> its arms, and the kinds of rollouts that a problem needs from the student of each
-    "matched": (ARMS, ("correct", "incorrect")),
+    "matched": (("correct", "incorrect"), ("correct", "incorrect")),
     "hard": (("incorrect", "unfiltered"), ("incorrect",)),
 }
 
@@ -125,6 +126,7 @@ def find_problems(samplers, examples, numbers, needed, config, seed):
     samplers: {arm: RolloutSampler}. A round takes the problems that are expected to need the fewest draws, twice as
     many as are missing, and each student draws for them what it still lacks. So new problems go before ones whose
     rollouts have all been alike, and no draw is spent on more of a kind that is there. All arms' rollouts count alike.
+    In free, where one draw decides on a problem, it takes for each missing one as many as it took for each so far.
     Raises UserError where too few problems are complete when all have had their draws.
     """
     candidates, rounds = [Candidate(number, config) for number in numbers], 0
@@ -140,7 +142,9 @@ def find_problems(samplers, examples, numbers, needed, config, seed):
                 "compare with); raise --max_draws, --max_problems or --prefix_tokens, or take a data set of another "
                 "difficulty. The last checkpoint is intact")
         open_ones.sort(key=lambda c: sum(map(c.expected_draws, samplers)))
-        chosen = open_ones[: spare * missing]
+        if config.design == "free" and rounds:
+            spare = (len(candidates) - len(open_ones) + 2) / (needed - missing + 1)  # decided, and of these complete
+        chosen = open_ones[: math.ceil(spare * missing)]
         plan = {arm: [c for c in chosen for _ in range(c.draws(arm))] for arm in samplers}  # before any is drawn
         for arm, batch in plan.items():
             if batch:

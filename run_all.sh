@@ -35,8 +35,8 @@ cd "$(dirname "$0")"
 #       train    renio.py; scored at its last step, at paper scale at every checkpoint
 #       curve    renio.py; scored at every checkpoint
 #       filter   filter_experiments.py; scored at every checkpoint
-#       matched  likewise with --design matched, three arms side by side, each in a folder of its own
-#       hard     likewise with --design hard, two arms
+#       matched  likewise with --design matched, two arms side by side, each in a folder of its own
+#       hard     likewise with --design hard
 #       eval     eval.py on a model as it is; each seed samples anew, so that differences to it can be paired
 # A name with code- has code in place of math. For what stands in braces see the settings.
 read -r -d '' RUNS <<'END' || true
@@ -81,16 +81,16 @@ opd+renio-nonorm       all         train   --method opd --teacher {teacher} --we
 opsd+ts_sample         all         train   --method opsd --weighting ts_sample
 opsd+st_token          all         train   --method opsd --weighting st_token
 
-opd-correct            all         filter  --arm correct --method opd --teacher {teacher} {whole}
-opd-incorrect          all         filter  --arm incorrect --method opd --teacher {teacher} {whole}
-opd-unfiltered         micro,one,paper filter  --arm unfiltered --method opd --teacher {teacher} {whole}
-opd-matched            all         matched --design matched --method opd --teacher {teacher} {whole}
-opd-hard               micro,one,paper hard    --design hard --method opd --teacher {teacher} {whole}
-opsd-correct           all         filter  --arm correct --method opsd {whole}
-opsd-incorrect         all         filter  --arm incorrect --method opsd {whole}
-opsd-unfiltered        micro,one,paper filter  --arm unfiltered --method opsd {whole}
-opsd-matched           all         matched --design matched --method opsd {whole}
-opsd-hard              micro,one,paper hard    --design hard --method opsd {whole}
+opd-correct            all         filter  --arm correct --method opd --teacher {teacher} {filter}
+opd-incorrect          all         filter  --arm incorrect --method opd --teacher {teacher} {filter}
+opd-unfiltered         micro,one,paper filter  --arm unfiltered --method opd --teacher {teacher} {filter}
+opd-matched            all         matched --design matched --method opd --teacher {teacher} {filter}
+opd-hard               micro,one,paper hard    --design hard --method opd --teacher {teacher} {filter}
+opsd-correct           micro,one,paper filter  --arm correct --method opsd {filter}
+opsd-incorrect         micro,one,paper filter  --arm incorrect --method opsd {filter}
+opsd-unfiltered        micro,one,paper filter  --arm unfiltered --method opsd {filter}
+opsd-matched           micro,one,paper matched --design matched --method opsd {filter}
+opsd-hard              micro,one,paper hard    --design hard --method opsd {filter}
 
 opd+renio-clip2.0      all         train   --method opd --teacher {teacher} --weighting renio \
                                            --threshold 0.8 --log_ratio_clip 2.0
@@ -200,9 +200,9 @@ END
 
 large() { [ "$SCALE" = one ] || [ "$SCALE" = paper ]; } # whether the scale is one for GPUs
 
-settings() { # settings RATE TOKENS: what the runs of a scale share; OTHER is {other}, WHOLE is {whole}
+settings() { # settings RATE TOKENS: what the runs of a scale share; OTHER is {other}, FILTER is {filter}
   TRAINING=() SCORING=(--decoding sampled greedy)
-  WHOLE=(--prefix_tokens 4096)          # so that each rollout has an answer to filter by
+  FILTER=(--prefix_tokens 4096)         # of the filter study, so that each rollout has an answer to filter by
   STEPS=100 SAVES=25 OTHER=4096 LAST="" # --max_steps and --save_steps; LAST: flags that win over a run's own
   local common=(--dtype bfloat16 --gradient_checkpointing True --lora_r 64 --lora_alpha 128 --learning_rate "$1"
     --batch_size 32 --max_steps "$STEPS" --save_steps "$SAVES" --prefix_tokens "$2" --temperature 1.1 --beta 0
@@ -210,9 +210,10 @@ settings() { # settings RATE TOKENS: what the runs of a scale share; OTHER is {o
   local sampling=(--decoding sampled --temperature 1.0 --top_p 0.95 --top_k 0 --max_new_tokens 38912 --thinking
     --engine "$ENGINE" --batch_size 512) # Table 7
   case $SCALE in
-    micro) STEPS=50 OTHER=16 WHOLE=(--success_draws 8) ;;
+    micro) STEPS=50 OTHER=16 FILTER=(--success_draws 8) ;;
     small)
-      STEPS=40 SAVES=40 OTHER=24 WHOLE=()
+      STEPS=40 SAVES=40 OTHER=24
+      FILTER=(--max_steps 20 --schedule_steps 20 --save_steps 20) # matched draws ten rollouts for one that it takes
       local dtype=float32 # bfloat16 is several times as fast where the processor has it, and slower where it has not
       if [ "$GPUS" -ge 1 ] || grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then dtype=bfloat16; fi
       TRAINING=(--dataset "$DATASET" --dtype "$dtype")
@@ -416,17 +417,16 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
   case $kind in train | curve | filter | matched | hard) flags=(--model "$student") last=$LAST ;; esac
   case $kind in filter | matched | hard) script=filter_experiments.py ;; esac
   case $kind in
-    matched) folders=("$DIR/$name"/{correct,incorrect,unfiltered}) ;;
+    matched) folders=("$DIR/$name"/{correct,incorrect}) ;;
     hard) folders=("$DIR/$name"/{incorrect,unfiltered}) ;;
   esac
-  read -r -a words <<<"$3 $last"
+  read -r -a words <<<"${3/\{filter\}/${FILTER[*]}} $last"
   for word in "${words[@]}"; do
     case $word in
       "{student}") flags+=("$student") ;;
       "{teacher}") flags+=("$teacher") ;;
       "{pretrained}") flags+=("$PRETRAINED") ;;
       "{other}") flags+=("$OTHER") ;;
-      "{whole}") flags+=(${WHOLE[@]+"${WHOLE[@]}"}) ;;
       *) flags+=("$word") ;;
     esac
     case $previous in
