@@ -1822,8 +1822,8 @@ RECIPES = {  # how run_all.sh's settings for a benchmark came about
     "products":
         "The recipe (steps of the base and of the teacher, learning rates, data) was fixed on seed 100, which is not "
         "reported, by what the base and the teacher know, by the gains of plain OPD and OPSD over the base, and by "
-        "time. No setting was chosen by which weighting wins. Base and teacher are one for all seeds, so intervals "
-        "are over the training of the student alone.",
+        "time. No setting was chosen by which weighting wins. Seeds share a base and a teacher, so intervals are over "
+        "the training of the student alone.",
     "chain": "The recipe is that of the products, and was not tuned on chains.",
 }
 
@@ -2090,7 +2090,9 @@ def plot_errors(scores):
 
 
 ARMS = ("correct", "incorrect", "unfiltered")
-DESIGNS = {  # of the filter study, by what labels have for it: its arms, and what figures and tables say of it
+# Of the filter study, by what labels have for it: its arms, and what figures and tables say of it. The runs published at
+# micro scale have an unfiltered arm in matched, which filter_experiments.py no longer trains.
+DESIGNS = {
     "": (ARMS, "each on its own problems, as in the paper"),
     "-matched": (ARMS, "on the same problems, each with right and wrong rollouts (a design that the paper lacks)"),
     "-hard": (ARMS[1:], "on the same problems, each with wrong rollouts (another that the paper lacks)"),

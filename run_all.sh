@@ -147,7 +147,7 @@ table3    3   6  80GB  OPSD and OPD with and without ReNIO, rollouts of two leng
 table4    3   5  80GB  ReNIO without clip, without threshold, without batch normalization: \
                        pairs opd+renio-noclip opd+renio-nothreshold opd+renio-nonorm
 table8    3   4  80GB  ReNIO against teacher-to-student and token weights: pairs opsd+ts_sample opsd+st_token
-figure1   7  15  80GB  the filter study, designs free, matched and hard (also figures 7 and 8): models \
+figure1   7  13  80GB  the filter study, designs free, matched and hard (also figures 7 and 8): models \
                        opd-correct opd-incorrect opd-unfiltered opd-matched opd-hard opsd-correct opsd-incorrect \
                        opsd-unfiltered opsd-matched opsd-hard
 figure3   3   3  80GB  histogram of log-ratios: pairs
@@ -161,7 +161,7 @@ batch     5  20  80GB  what the weight does, by shuffled weights, at batches of 
 controls  5  11  80GB  the oracle, IW-OPD, PW-OPSD, JSD and reverse KL, OPSD without the solution: \
                        pairs opd+correctness opsd+correctness opd+iw opsd+pw opd-beta0.5 opd+renio-beta0.5 opd-beta1 \
                        opd+renio-beta1 opsd-beta0.5 opsd+renio-beta0.5 opsd-beta1 opsd+renio-beta1 opsd-nosolution
-all      14  85  80GB  everything, shared runs once: table1 table2 table3 table4 table8 figure1 figure6 batch controls
+all      14  83  80GB  everything, shared runs once: table1 table2 table3 table4 table8 figure1 figure6 batch controls
 END
 
 # --- settings by student and by scale ---------------------------------------------------------------------------------
@@ -769,12 +769,12 @@ setup                1                          only the environment
 
 Training runs and their time a seed. micro: minutes on 2 slow CPU cores, the training of base and teacher (2 minutes)
 in each. small: on 2 slow cores with AVX512-BF16 a run takes 10 minutes, its scores 3, two side by side: 30 minutes a
-seed of main, 45 of batch, and 25 once for base and teacher; in float32 several times as long. one: on a GPU of 24 GB
-an hour or two a run, four times as long where rollouts have 4,096 tokens. paper: hours on 4 GPUs, on one (NGPU=1)
-four times as many; GPU: the memory that each needs. Scales one and paper are estimates that no run has checked: of
-hours from the seconds a step of the paper's Figure 4 (4 H200) and 0.45 h on one GPU for 12 answers to each of 90
-problems (15,000 tokens an answer, 10,000 tokens a second), at 4 checkpoints; of memory by arithmetic, as each run
-prints it. What `preflight` measures on the machine itself goes before.
+seed of main, 45 of batch, 40 of figure1 (there of OPD, over 20 steps), and 25 once for base and teacher; in float32
+several times as long. one: on a GPU of 24 GB an hour or two a run, four times as long where rollouts have 4,096 tokens.
+paper: hours on 4 GPUs, on one (NGPU=1) four times as many; GPU: the memory that each needs. Scales one and paper are
+estimates that no run has checked: of hours from the seconds a step of the paper's Figure 4 (4 H200) and 0.45 h on one
+GPU for 12 answers to each of 90 problems (15,000 tokens an answer, 10,000 tokens a second), at 4 checkpoints; of memory
+by arithmetic, as each run prints it. What `preflight` measures on the machine itself goes before.
 END
 }
 
