@@ -2090,8 +2090,8 @@ def plot_errors(scores):
 
 
 ARMS = ("correct", "incorrect", "unfiltered")
-# Of the filter study, by what labels have for it: its arms, and what figures and tables say of it. The runs published at
-# micro scale have an unfiltered arm in matched, which filter_experiments.py no longer trains.
+# Of the filter study, by what labels have for it: its arms, and what figures and tables say of it. The runs published
+# at micro scale have an unfiltered arm in matched, which filter_experiments.py no longer trains.
 DESIGNS = {
     "": (ARMS, "each on its own problems, as in the paper"),
     "-matched": (ARMS, "on the same problems, each with right and wrong rollouts (a design that the paper lacks)"),
