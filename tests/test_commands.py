@@ -367,7 +367,7 @@ def test_draws_go_where_something_is_missing(tmp_path):
 
 
 def test_a_round_of_free_tries_as_many_problems_as_each_has_taken_so_far():
-    """Every eighth is solved: 2 problems for each of 4, then (8 + 2) / (1 + 1) for each of 3, then (23 + 2) / (3 + 1)."""
+    """Every eighth is solved: 2 for each of 4 at first, (8 + 2) / (1 + 1) for each of 3, (23 + 2) / (3 + 1) for one."""
     samplers, candidates, rounds = found("free", 4, 64, "--arm", "correct", right=lambda number: number % 8 == 0)
     assert [len(asked) for asked in samplers["correct"].asked] == [8, 15, 7] and rounds == 3
     assert [c.number for c in candidates if c.complete()] == [0, 8, 16, 24]
