@@ -2548,9 +2548,11 @@ def peak_of(parts):
 def describe_memory(parts):
     """The parts of predict_memory in words, with the peak that they make.
 
-    SmolLM2-135M on a CPU, measured: sft of all weights 4.84 GB (4.16 by this), opsd 2.95 (2.64), opsd as run_all.sh
-    has it 2.25 (2.25). Not foreseen is what the allocator keeps between uses, and oneDNN, which multiplies bfloat16,
-    for each shape: without run_all.sh's ONEDNN_PRIMITIVE_CACHE_CAPACITY it were 3.2 GB after 40 steps.
+    SmolLM2-135M on a CPU, measured: sft of all weights 4.84 GB (4.16 by this), opsd 2.95 (2.64). As run_all.sh has it,
+    opsd 1.9 GB after a step and 2.7 after 40 (2.2), opd 2.0 and 2.5 (2.0). Not foreseen is what the allocator keeps
+    between uses, and oneDNN, which multiplies bfloat16, for each shape: without run_all.sh's
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY it were 3.2 GB. Nor that the filter study draws several times a batch at once:
+    its matched arms took 3.4 GB (2.1).
     """
     return (f"about {peak_of(parts):.2f} GB at the peak: weights {parts['weights']:.2f}, optimizer "
             f"{parts['optimizer']:.2f}, " + "".join(
