@@ -49,7 +49,7 @@ from renio import (
     step_of,
 )
 
-DESIGNS = {  # of arms side by side -> them, and the kinds of rollouts that a problem needs from the student of each
+DESIGNS = {  # of --design -> its arms, and the kinds of rollouts that a problem needs from the student of each
     "matched": (("correct", "incorrect"), ("correct", "incorrect")),
     "hard": (("incorrect", "unfiltered"), ("incorrect",)),
 }

@@ -81,16 +81,16 @@ opd+renio-nonorm       all         train   --method opd --teacher {teacher} --we
 opsd+ts_sample         all         train   --method opsd --weighting ts_sample
 opsd+st_token          all         train   --method opsd --weighting st_token
 
-opd-correct            all         filter  --arm correct --method opd --teacher {teacher} {filter}
-opd-incorrect          all         filter  --arm incorrect --method opd --teacher {teacher} {filter}
-opd-unfiltered         micro,one,paper filter  --arm unfiltered --method opd --teacher {teacher} {filter}
-opd-matched            all         matched --design matched --method opd --teacher {teacher} {filter}
-opd-hard               micro,one,paper hard    --design hard --method opd --teacher {teacher} {filter}
-opsd-correct           micro,one,paper filter  --arm correct --method opsd {filter}
-opsd-incorrect         micro,one,paper filter  --arm incorrect --method opsd {filter}
-opsd-unfiltered        micro,one,paper filter  --arm unfiltered --method opsd {filter}
-opsd-matched           micro,one,paper matched --design matched --method opsd {filter}
-opsd-hard              micro,one,paper hard    --design hard --method opsd {filter}
+opd-correct            all         filter  --arm correct --method opd --teacher {teacher}
+opd-incorrect          all         filter  --arm incorrect --method opd --teacher {teacher}
+opd-unfiltered         micro,one,paper filter  --arm unfiltered --method opd --teacher {teacher}
+opd-matched            all         matched --design matched --method opd --teacher {teacher}
+opd-hard               micro,one,paper hard    --design hard --method opd --teacher {teacher}
+opsd-correct           micro,one,paper filter  --arm correct --method opsd
+opsd-incorrect         micro,one,paper filter  --arm incorrect --method opsd
+opsd-unfiltered        micro,one,paper filter  --arm unfiltered --method opsd
+opsd-matched           micro,one,paper matched --design matched --method opsd
+opsd-hard              micro,one,paper hard    --design hard --method opsd
 
 opd+renio-clip2.0      all         train   --method opd --teacher {teacher} --weighting renio \
                                            --threshold 0.8 --log_ratio_clip 2.0
@@ -200,9 +200,9 @@ END
 
 large() { [ "$SCALE" = one ] || [ "$SCALE" = paper ]; } # whether the scale is one for GPUs
 
-settings() { # settings RATE TOKENS: what the runs of a scale share; OTHER is {other}, FILTER is {filter}
+settings() { # settings RATE TOKENS: what the runs of a scale share; OTHER is {other}
   TRAINING=() SCORING=(--decoding sampled greedy)
-  FILTER=(--prefix_tokens 4096)         # of the filter study, so that each rollout has an answer to filter by
+  FILTER="--prefix_tokens 4096"         # of the filter study, so that each rollout has an answer to filter by
   STEPS=100 SAVES=25 OTHER=4096 LAST="" # --max_steps and --save_steps; LAST: flags that win over a run's own
   local common=(--dtype bfloat16 --gradient_checkpointing True --lora_r 64 --lora_alpha 128 --learning_rate "$1"
     --batch_size 32 --max_steps "$STEPS" --save_steps "$SAVES" --prefix_tokens "$2" --temperature 1.1 --beta 0
@@ -210,10 +210,10 @@ settings() { # settings RATE TOKENS: what the runs of a scale share; OTHER is {o
   local sampling=(--decoding sampled --temperature 1.0 --top_p 0.95 --top_k 0 --max_new_tokens 38912 --thinking
     --engine "$ENGINE" --batch_size 512) # Table 7
   case $SCALE in
-    micro) STEPS=50 OTHER=16 FILTER=(--success_draws 8) ;;
+    micro) STEPS=50 OTHER=16 FILTER="--success_draws 8" ;;
     small)
       STEPS=40 SAVES=40 OTHER=24
-      FILTER=(--max_steps 20 --schedule_steps 20 --save_steps 20) # matched draws ten rollouts for one that it takes
+      FILTER="--max_steps 20 --schedule_steps 20 --save_steps 20" # matched draws ten rollouts for one that it takes
       local dtype=float32 # bfloat16 is several times as fast where the processor has it, and slower where it has not
       if [ "$GPUS" -ge 1 ] || grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then dtype=bfloat16; fi
       TRAINING=(--dataset "$DATASET" --dtype "$dtype")
@@ -407,7 +407,7 @@ select_runs() { # select_runs NAME TARGETS: a run that TARGETS need, or the runs
 }
 
 plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phase and seed
-  local name=$1 kind=$2 script=renio.py launch flags=() last= words word previous= folder
+  local name=$1 kind=$2 script=renio.py launch flags=() shared= last= words word previous= folder
   local method= steps=$STEPS saves=$SAVES made # the steps as the flags have them
   local folders=("$DIR/$name") training=(${TRAINING[@]+"${TRAINING[@]}"}) scoring=("${SCORING[@]}")
   local student=${STUDENT/\{folder\}/$DIR} teacher=${TEACHER/\{folder\}/$DIR}
@@ -415,12 +415,12 @@ plan_run() { # plan_run NAME KIND FLAGS: the jobs of a line of RUNS in this phas
   [ -z "${REHEARSE:-}" ] || student=$OUT/model/final teacher=$OUT/model/final
   case $name in code-*) training=("${CODE_TRAINING[@]}") scoring=("${CODE_SCORING[@]}") ;; esac
   case $kind in train | curve | filter | matched | hard) flags=(--model "$student") last=$LAST ;; esac
-  case $kind in filter | matched | hard) script=filter_experiments.py ;; esac
+  case $kind in filter | matched | hard) script=filter_experiments.py shared=$FILTER ;; esac
   case $kind in
     matched) folders=("$DIR/$name"/{correct,incorrect}) ;;
     hard) folders=("$DIR/$name"/{incorrect,unfiltered}) ;;
   esac
-  read -r -a words <<<"${3/\{filter\}/${FILTER[*]}} $last"
+  read -r -a words <<<"$3 $shared $last"
   for word in "${words[@]}"; do
     case $word in
       "{student}") flags+=("$student") ;;
