@@ -56,7 +56,9 @@ def draw_kept(sampler, examples, step, config, devices):
     stretch = config.max_problems * config.batch_size
     distinct = len({id(example) for example in examples[:stretch]})
     advice = "it would train on one problem several times; lower --max_problems or take more data"
-    need(distinct == stretch, f"--dataset {config.dataset}: {distinct} problems for the {stretch} of a step, so {advice}")
+    need(
+        distinct == stretch, f"--dataset {config.dataset}: {distinct} problems for the {stretch} of a step, so {advice}"
+    )
     problems = devices.part_of(examples[step * stretch : (step + 1) * stretch])
     kept, verdicts = [], Counter()
     for start in range(0, len(problems), needed):

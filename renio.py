@@ -5,28 +5,19 @@
     python renio.py --scale micro --method opsd --weighting renio --model runs/base/final --output_dir runs/opsd+renio
     torchrun --nproc_per_node 4 renio.py --scale paper --method opsd --weighting renio --output_dir runs/qwen3
 
-The student samples a rollout y for a prompt x. At every token of y a teacher gives its own next-token distribution. The
+The student samples a rollout y for a prompt x. At each token of y a teacher gives its own next-token distribution. The
 teacher is a larger model (OPD, on-policy distillation) or the student's initial weights with the reference solution in
 the prompt (OPSD, on-policy self-distillation). The student descends the divergence between the two distributions
-(Eq. 2-3). ReNIO multiplies each rollout's divergence by a weight (Eq. 4-9). The weight grows with the student's excess
-confidence over the teacher in the tokens where they differ most. It never looks at the answer. Source: "ReNIO",
-arXiv 2606.23104v1; equations carry the paper's numbers.
+(Eq. 2-3). ReNIO weights each rollout by the student's excess confidence over the teacher in the tokens where they
+differ most (Eq. 4-9). It never looks at the answer. Equations are those of "ReNIO", arXiv 2606.23104v1.
 
 Left out against the released code: it strips special tokens from the prompt before sampling, but still counts them,
 which drops the first tokens of each rollout from the teacher's context; it pads prompts on the right, which shifts
 positions; it merges the adapter into 16-bit weights before sampling, which rounds small updates away.
 Left out against the paper: GRPO's KL term, which the released script switches off too.
 
-This file imports nothing else of the project. Read it from the top:
-  flags and presets    Config: the paper's settings, and those of the released code
-  the weight           sample_weights (Eq. 4-7) and the other weights that the paper compares
-  the divergence       token_divergence (Eq. 2), and chunked_divergence, which feeds it chunk by chunk
-  prompts and models   what student and teacher read, and their hidden states on the rollouts
-  rollouts             sample: the student writes
-  one update           distillation_step (Eq. 2-9), sft_step, grpo_step, update
-  the loop             train
-Below a line that says so stands what real runs need besides: data, the synthetic world, the math grader, models, vLLM,
-several GPUs, the output folder, the log and the command line.
+This file imports nothing else of the project. Read it from the top: flags, the weight, the divergence, models, rollouts,
+one update, the loop. Below a line that says so stands what real runs need besides.
 """
 
 import contextlib
@@ -81,12 +72,8 @@ class Config:
     """Flags of a training run. An explicit flag wins over --variant, and --variant over --scale."""
 
     output_dir: str | None = flag(None, "folder for config.json, metrics.jsonl, checkpoint-N/ and final/ (required)")
-    scale: Literal["micro", "small", "one", "paper"] | None = flag(
-        None, "preset: micro (tiny models), small (SmolLM2-135M on a CPU), one (a 24 GB GPU), paper (80 GB GPUs)"
-    )
-    method: Literal["sft", "grpo", "opd", "opsd"] = flag(
-        "opd", "supervised fine-tuning, reinforcement learning, distillation or self-distillation"
-    )
+    scale: Literal["micro", "small", "one", "paper"] | None = flag(None, "preset; see SCALES in renio.py")
+    method: Literal["sft", "grpo", "opd", "opsd"] = flag("opd", "fine-tuning, GRPO, distillation, self-distillation")
     variant: Literal["paper", "official"] = flag("paper", "the paper's equations, or the released code's behaviour")
     resume: bool = flag(False, "continue from the newest checkpoint in output_dir; start if there is none")
     seed: int = flag(0, "seed of initial weights, data order and rollouts")
@@ -101,10 +88,7 @@ class Config:
     gradient_checkpointing: bool = flag(True, "recompute activations in the backward pass")
     fsdp: bool = flag(False, "under torchrun: split the layers of student and teacher over the GPUs (FSDP2)")
 
-    dataset: str = flag(
-        "siyanzhao/Openthoughts_math_30k_opsd",
-        "hub name, a .json, .jsonl, .csv or .parquet file, or a set made here: arith, arith-gaps, products",
-    )
+    dataset: str = flag("siyanzhao/Openthoughts_math_30k_opsd", "hub name, file, or arith, arith-gaps, products")
     task: Literal["math", "code", "arith"] = flag("math", "which prompts to use")
     student_prompt: str | None = flag(None, "message with {problem}; default: the task's in PROMPTS")
     teacher_prompt: str | None = flag(None, "message with {problem} and, if privileged, {solution}")
@@ -215,25 +199,15 @@ def no_weights(tokens, config):
 
 def renio_weights(tokens, config):
     """ReNIO (Eq. 4-7): a rollout weighs more if the student was more confident than the teacher in its key tokens."""
-    weights = sample_weights(
-        tokens.student_logprobs,
-        tokens.teacher_logprobs,
-        tokens.mask,
-        config.threshold,
-        config.log_ratio_clip,
-        config.log_ratio_clip_min,
-        official=config.variant == "official",
-    )
-    return weights[:, None]
+    logprobs, official = (tokens.student_logprobs, tokens.teacher_logprobs), config.variant == "official"
+    clips = config.log_ratio_clip, config.log_ratio_clip_min
+    return sample_weights(*logprobs, tokens.mask, config.threshold, *clips, official)[:, None]
 
 
 def ts_sample_weights(tokens, config):
     """T/S sample weights (Table 8): ReNIO with student and teacher exchanged."""
-    exchanged = tokens._replace(
-        student_logprobs=tokens.teacher_logprobs,
-        teacher_logprobs=tokens.student_logprobs,
-    )
-    return renio_weights(exchanged, config)
+    exchanged = dict(student_logprobs=tokens.teacher_logprobs, teacher_logprobs=tokens.student_logprobs)
+    return renio_weights(tokens._replace(**exchanged), config)
 
 
 def st_token_weights(tokens, config):
@@ -317,8 +291,9 @@ def chunked_divergence(
     chunk: tokens whose logits are held at a time.
     Returns a TokenDivergence, differentiable in `hidden` and in the student's head.
     """
-    head, teacher_head = Head.cut(head, teacher_head)
-    vocabulary = len(head.weight)
+    heads = [Head(head) if isinstance(head, torch.Tensor) else Head(*head) for head in (head, teacher_head)]
+    vocabulary = min(len(head.weight) for head in heads)
+    head, teacher_head = (head.rows(vocabulary) for head in heads)
     chunk = chunk or rows_of_chunk(vocabulary, hidden.device)
 
     def columns(logits, teacher_logits, tokens):  # (n, V), (n, V), (n,)
@@ -370,9 +345,7 @@ def in_chunks(function, chunk, *columns):
 
 def rows_of_chunk(vocabulary, device):
     rows = max(1, LOGITS // vocabulary)
-    if torch.device(device).type == "cuda":
-        rows = math.ceil(rows / 128) * 128  # whole tiles of a matrix product
-    return rows
+    return math.ceil(rows / 128) * 128 if "cuda" in str(device) else rows  # on a GPU whole tiles of a product
 
 
 def token_logprobs(logits, tokens, temperature):
@@ -390,17 +363,15 @@ class Head(NamedTuple):
     @classmethod
     def of(cls, model):
         layer = model.get_output_embeddings()
-        return cls(layer.weight, getattr(layer, "bias", None)).widened()
+        return cls(layer.weight, getattr(layer, "bias", None))
 
-    @classmethod
-    def cut(cls, *heads):
-        """The heads in float32 or finer, each with as many rows as the smallest of them."""
-        heads = [cls(head) if isinstance(head, torch.Tensor) else cls(*head) for head in heads]
-        rows = min(len(head.weight) for head in heads)
-        return [cls(*(None if x is None else x[:rows] for x in head)).widened() for head in heads]
+    def rows(self, count):
+        """The first rows of the head in float32 or finer."""
+        return Head(*(None if x is None else widen(x[:count]) for x in self))
 
-    def widened(self):
-        return Head(*(None if x is None else widen(x) for x in self))
+
+def widened(self):
+    return Head(*(None if x is None else widen(x) for x in self))
 
 
 def widen(tensor):
@@ -411,11 +382,10 @@ def widen(tensor):
 def float32_logits(hidden, head):
     """Logits (..., V) in float32 (or finer) of hidden states (..., D), whatever the data type of the model.
 
-    Logits that are rounded to 16 bit before the softmax make gradients wrong by a tenth and more where student and
-    teacher nearly agree. Operands in float32 cost little: on a GPU they are multiplied as TF32, in which bfloat16 is
-    exact.
+    Logits rounded to 16 bit make gradients wrong by a tenth and more where student and teacher nearly agree. On a GPU
+    the operands are multiplied as TF32, in which bfloat16 is exact.
     """
-    return linear(widen(hidden), *head)
+    return linear(widen(hidden), *head.rows(None))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -469,12 +439,8 @@ def completion_hidden(model, prompts, completions):
     prompt, prompt_mask = pad(prompts, "left", device)  # (B, P)
     completion, completion_mask = pad(completions, "right", device)  # (B, T)
     mask = torch.cat([prompt_mask, completion_mask], 1)
-    out = decoder_of(model)(
-        input_ids=torch.cat([prompt, completion], 1),
-        attention_mask=mask,
-        position_ids=positions_of(mask),
-        use_cache=False,
-    )
+    inputs = dict(input_ids=torch.cat([prompt, completion], 1), attention_mask=mask, position_ids=positions_of(mask))
+    out = decoder_of(model)(**inputs, use_cache=False)
     predicting = out.last_hidden_state[:, prompt.shape[1] - 1 : -1]  # (B, T, D), position t - 1 predicts token t
     return predicting[completion_mask], completion[completion_mask]
 
@@ -502,25 +468,22 @@ def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, 
     generator = torch.Generator(device).manual_seed(seed)
     ends = torch.tensor(eos_ids, device=device)
     ids, mask = pad(prompts, "left", device)  # (B, P)
-    positions, cache, head = positions_of(mask), None, Head.of(model)
+    positions, cache, head = positions_of(mask), None, Head.of(model).rows(None)
     rows = list(range(len(prompts)))  # which prompt each row of the batch continues
     completions = [[] for _ in prompts]
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     with merged_adapter(model):
         for _ in range(max_new_tokens):
-            out = decoder_of(model)(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            )
+            inputs = dict(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
+            out = decoder_of(model)(**inputs, use_cache=True)
             cache = out.past_key_values
             logits = float32_logits(out.last_hidden_state[:, -1], head)  # (B, V)
             tokens = draw_tokens(logits, temperature, top_p, top_k, generator)
             just_ended = torch.isin(tokens, ends) & ~ended
-            for row, token, over, ends_now in zip(
-                rows, tokens.tolist(), ended.tolist(), just_ended.tolist(), strict=True
-            ):
+            for row, token, over, last in zip(rows, *(x.tolist() for x in (tokens, ended, just_ended)), strict=True):
                 if not over:
                     completions[row].append(token)
-                if ends_now:
+                if last:
                     yield row, completions[row]
             ended = ended | just_ended
             going_on = int((~ended).sum())
@@ -626,16 +589,8 @@ def compare(student, teacher, rollouts, config):
         teacher_prompts = [rollout.example.teacher_prompt for rollout in rollouts]
         teacher_hidden, _ = completion_hidden(teacher_model, teacher_prompts, completions)
     hidden, tokens = student_hidden(student, rollouts)
-    columns = chunked_divergence(
-        hidden,
-        teacher_hidden,
-        Head.of(student),
-        Head.of(teacher_model),
-        tokens,
-        config.beta,
-        config.temperature,
-        config.entry_clip,
-    )
+    heads, settings = (Head.of(student), Head.of(teacher_model)), (config.beta, config.temperature, config.entry_clip)
+    columns = chunked_divergence(hidden, teacher_hidden, *heads, tokens, *settings)
     mask = length_mask(completions, tokens.device)
     mask[:, : config.skip_tokens] = False
     rows = [row.masked_fill(~mask, 0.0) for row in rows_of(completions, *columns)]
@@ -776,19 +731,14 @@ MICRO_SFT |= dict(batch_size=16, max_grad_norm=1.0)
 SMALL = dict(model="HuggingFaceTB/SmolLM2-135M-Instruct", dataset="products", dtype="float32", lora_r=16, lora_alpha=32)
 SMALL |= dict(gradient_checkpointing=False, prefix_tokens=80, temperature=1.0, batch_size=16)
 SMALL |= dict(learning_rate=3e-4, warmup_steps=3, max_steps=40, schedule_steps=40, save_steps=40)
+SMALL_SFT = SMALL | dict(lora_r=0, learning_rate=3e-5, max_steps=16, schedule_steps=0)
 ONE = dict(max_prompt_tokens=2048, micro_batch_size=8, vllm_memory=0.4)
-GRPO = dict(token_reduction="mean")
-# 300 updates, two on each batch of rollouts; thinking is on
-PAPER_GRPO = GRPO | dict(prefix_tokens=16_000, temperature=1.2, max_steps=150, student_thinking=True)
+MICRO_GRPO = MICRO | dict(learning_rate=3e-4, token_reduction="mean")
+PAPER_GRPO = dict(prefix_tokens=16_000, temperature=1.2, max_steps=150, token_reduction="mean", student_thinking=True)
 SCALES = {
-    "micro": dict(sft=MICRO_SFT, grpo=MICRO | GRPO | dict(learning_rate=3e-4), opd=MICRO, opsd=MICRO),
-    "small": dict(
-        sft=SMALL | dict(lora_r=0, learning_rate=3e-5, max_steps=16, schedule_steps=0),
-        grpo=SMALL | GRPO,
-        opd=SMALL,
-        opsd=SMALL,
-    ),
-    "one": dict(sft=ONE, grpo=ONE | GRPO, opd=ONE | dict(model="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B"), opsd=ONE),
+    "micro": dict(sft=MICRO_SFT, grpo=MICRO_GRPO, opd=MICRO, opsd=MICRO),
+    "small": dict(sft=SMALL_SFT, grpo=SMALL, opd=SMALL, opsd=SMALL),
+    "one": dict(sft=ONE, grpo=ONE, opd=ONE | dict(model="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B"), opsd=ONE),
     "paper": dict(sft={}, grpo=PAPER_GRPO, opd=dict(teacher="Qwen/Qwen3-8B"), opsd={}),
 }
 # of the released scripts for 1.7B; what depends on the student's size stands in run_all.sh
@@ -880,20 +830,16 @@ def clipped_objective(logprobs, old_logprobs, advantages, clip):
 # ----------------------------------------------------------------------------------------------------------------------
 # Prompts
 
+MATH = "Reason step by step and put the final answer in \\boxed{}."
+CODE = "Reason step by step and end with the complete program in one ```python block."
+REFERENCE = (
+    "{problem}\n\nA correct reference {kind} follows.\n--- reference begins ---\n{solution}\n"
+    "--- reference ends ---\n\nStudy the reference until you understand why it works. Then solve the {task} afresh, in your own words "
+    "and without quoting it. "
+)
 PROMPTS = {  # task -> the student's message, and that of a privileged teacher; our own wording of the release's
-    "math": (
-        "{problem}\n\nReason step by step and put the final answer in \\boxed{}.",
-        "{problem}\n\nA correct reference solution follows.\n--- reference begins ---\n{solution}\n"
-        "--- reference ends ---\n\nStudy the reference until you understand why it works. Then solve the problem "
-        "afresh, in your own words and without quoting it. Reason step by step and put the final answer in \\boxed{}.",
-    ),
-    "code": (
-        "{problem}\n\nReason step by step and end with the complete program in one ```python block.",
-        "{problem}\n\nA correct reference program follows.\n--- reference begins ---\n{solution}\n"
-        "--- reference ends ---\n\nStudy the reference until you understand why it works. Then solve the task afresh, "
-        "in your own words and without quoting it. Reason step by step and end with the complete program in one "
-        "```python block.",
-    ),
+    "math": ("{problem}\n\n" + MATH, REFERENCE.replace("{kind}", "solution").replace("{task}", "problem") + MATH),
+    "code": ("{problem}\n\n" + CODE, REFERENCE.replace("{kind}", "program").replace("{task}", "task") + CODE),
     "arith": ("{problem}", "reference {solution} again {problem}"),
 }
 
@@ -911,13 +857,9 @@ def need(condition, message):
 def prompt_templates(config):
     """The templates of the student's message and of the teacher's; for sft the second is for rows with a solution."""
     student, privileged = PROMPTS[config.task]
-    if config.student_prompt:
-        student = config.student_prompt
-    if config.teacher_prompt:
-        return student, config.teacher_prompt
-    if config.privileged or config.method == "sft":
-        return student, privileged
-    return student, student
+    student = config.student_prompt or student
+    teacher = privileged if config.privileged or config.method == "sft" else student
+    return student, config.teacher_prompt or teacher
 
 
 def fill_prompt(template, row):
@@ -951,12 +893,11 @@ def prompts_ids(tokenizer, messages, thinking):
 
 
 def render_chat(tokenizer, content, thinking):
-    name = tokenizer.name_or_path
+    name, chat = tokenizer.name_or_path, [dict(role="user", content=content)]
     need(tokenizer.chat_template, f"the tokenizer of {name} has no chat template: use an instruct model")
+    options = dict(add_generation_prompt=True, enable_thinking=thinking, tokenize=False)
     try:
-        return tokenizer.apply_chat_template(
-            [dict(role="user", content=content)], add_generation_prompt=True, enable_thinking=thinking, tokenize=False
-        )
+        return tokenizer.apply_chat_template(chat, **options)
     except Exception as error:  # a template may raise anything
         raise UserError(f"the chat template of {name} fails: {one_line(error)}") from None
 
@@ -973,10 +914,14 @@ def load_examples(config, tokenizer, teacher):
     needed, rng = config.examples_needed, random.Random(config.seed)
     rows = read_rows(config, rng)
     rng.shuffle(rows)
-    usable, skipped = render_rows(config, rows, tokenizer, teacher, rng)
-    need(usable, f"--dataset {config.dataset}: none of {len(rows)} problems can be used: {reasons(skipped)}")
+    usable, skipped = [], Counter()
+    for start in range(0, len(rows), 1000):  # tokenizers work faster on many texts at once
+        if len(usable) < needed:
+            usable += render_rows(config, rows[start : start + 1000], tokenizer, teacher, rng, skipped)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+    need(usable, f"--dataset {config.dataset}: none of {len(rows)} problems can be used: {reasons}")
     if skipped and int(os.environ.get("RANK", 0)) == 0:
-        print(f"{config.dataset}: problems skipped: {reasons(skipped)}", flush=True)
+        print(f"{config.dataset}: problems skipped: {reasons}", flush=True)
     examples = list(usable)
     while len(examples) < needed:
         rng.shuffle(usable)
@@ -984,54 +929,38 @@ def load_examples(config, tokenizer, teacher):
     return examples[:needed]
 
 
-def reasons(counts):
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
-
-
-def render_rows(config, rows, tokenizer, teacher, rng):
-    """The first usable rows as Examples, config.examples_needed or a few more, and a Counter of why others are skipped.
+def render_rows(config, rows, tokenizer, teacher, rng, skipped):
+    """The usable ones of the rows as Examples; counts the others in `skipped`, a Counter, by reason.
 
     With --variant official a long prompt is cut at its end, as the released code does.
     """
     student_template, teacher_template = prompt_templates(config)
-    longest, cut = config.max_prompt_tokens, None
-    if config.variant == "official" and teacher:
-        cut = longest
-    examples, skipped = [], Counter()
-    for start in range(0, len(rows), 1000):  # tokenizers work faster on many texts at once
-        if len(examples) >= config.examples_needed:
-            break
-        batch = [row for row in rows[start : start + 1000] if not lacks_solution(config, row)]
-        skipped["without a solution"] += len(rows[start : start + 1000]) - len(batch)
-        messages, thinking = [], []
-        for row in batch:
-            messages.append(fill_prompt(teacher_template if row.get("privileged") else student_template, row))
-            # for sft a micro model has to know both openings of its chat template
-            both = config.method == "sft" and config.task == "arith"
-            thinking.append(rng.random() < 0.5 if both else config.student_thinking)
-        prompts = prompts_ids(tokenizer, messages, thinking)
-        teacher_prompts = [None] * len(batch)
-        if teacher:
-            messages = [row.get("teacher_prompt") or fill_prompt(teacher_template, row) for row in batch]
-            teacher_prompts = prompts_ids(teacher[2], messages, [config.teacher_thinking] * len(batch))
-        for row, prompt, teacher_prompt in zip(batch, prompts, teacher_prompts, strict=True):
-            example = Example(row, prompt[:cut], teacher_prompt and teacher_prompt[:cut])
-            if max(len(example.student_prompt), len(example.teacher_prompt or ())) > longest:
-                skipped[f"with a prompt of more than {longest} tokens (--max_prompt_tokens)"] += 1
-            else:
-                examples.append(example)
-    return examples, +skipped
+    longest, messages, thinking, examples = config.max_prompt_tokens, [], [], []
+    if needs_solution(config):
+        skipped.update("without a solution" for row in rows if not row["solution"])
+        rows = [row for row in rows if row["solution"]]
+    for row in rows:
+        messages.append(fill_prompt(teacher_template if row.get("privileged") else student_template, row))
+        if config.method == "sft" and config.task == "arith":  # a micro model has to know both of its chat's openings
+            thinking.append(rng.random() < 0.5)
+        else:
+            thinking.append(config.student_thinking)
+    prompts, teacher_prompts = prompts_ids(tokenizer, messages, thinking), [None] * len(rows)
+    if teacher:
+        messages = [fill_prompt(teacher_template, row) for row in rows]
+        teacher_prompts = prompts_ids(teacher[2], messages, [config.teacher_thinking] * len(rows))
+    for row, prompt, teacher_prompt in zip(rows, prompts, teacher_prompts, strict=True):
+        if config.variant == "official" and teacher:
+            prompt, teacher_prompt = prompt[:longest], teacher_prompt[:longest]
+        if max(len(prompt), len(teacher_prompt or ())) <= longest:
+            examples.append(Example(row, prompt, teacher_prompt))
+        else:
+            skipped[f"with a prompt of more than {longest} tokens (--max_prompt_tokens)"] += 1
+    return examples
 
 
 def needs_solution(config):
     return config.method == "sft" or config.privileged
-
-
-def lacks_solution(config, row):
-    """Whether the row can't be used: it has no solution, nor a teacher's prompt of its own."""
-    if config.method != "sft" and row.get("teacher_prompt"):
-        return False
-    return needs_solution(config) and not row["solution"]
 
 
 def read_rows(config, rng):
@@ -1041,11 +970,8 @@ def read_rows(config, rng):
         rows = make(config.examples_needed, config.seed)
     else:
         rows = read_problems(config.dataset, need_solution=needs_solution(config), task=config.task)
-        graded = sum(row["answer"] is not None for row in rows)
-        need(
-            graded or (config.method != "grpo" and config.weighting != "correctness"),
-            f"--dataset {config.dataset}: no row has an answer, which grpo and --weighting correctness grade by",
-        )
+        graded = any(row["answer"] for row in rows) or (config.method != "grpo" and config.weighting != "correctness")
+        need(graded, f"--dataset {config.dataset}: no answers, which grpo and --weighting correctness grade by")
     with_solution = rows
     if make and share and config.task == "arith":  # invented results teach to read the reference, not to remember it
         with_solution = arith_rows(len(rows), config.seed + 10**6, invented=True)
@@ -1055,41 +981,42 @@ def read_rows(config, rng):
     return chosen
 
 
-PROBLEM, SOLUTION, ANSWER = ("problem", "question", "prompt"), ("solution", "deepseek_solution"), ("answer", "Answer")
-OTHER_DOMAINS = {"math", "code", "science", "biology", "chemistry", "physics", "puzzle"}  # of OpenThoughts-114k
+COLUMNS = dict(  # the columns in which a data set may have each
+    problem=("problem", "question", "prompt"), solution=("solution", "deepseek_solution"), answer=("answer", "Answer")
+)
+DOMAINS = {"math", "code", "science", "biology", "chemistry", "physics", "puzzle"}  # of OpenThoughts-114k
 
 
 def read_problems(source, split="train", need_solution=False, task="math", limit=None):
-    """Rows (dicts) of problem, solution and answer from a file or the hub, the first `limit` of them.
+    """Rows (dicts) of problem, solution and answer (None where unknown) from a file or the hub, the first `limit`.
 
-    The columns are those of PROBLEM, SOLUTION and ANSWER; solution and answer are None where there are none. A column
-    teacher_prompt is kept. Where a column `domain` names a subject, only the task's rows are taken.
-    Raises UserError for an empty set, a missing column, or a row that can't be read.
+    Where a column `domain` names a subject, only the task's rows are taken. Raises UserError for an empty set, a
+    missing column, or a row that can't be read.
     """
     rows, other_domains = [], 0
     for number, raw in enumerate(read_table(source, split, limit), start=1):
         where = f"{source}, row {number}"
         need(isinstance(raw, dict), f"{where}: expected columns, found {type(raw).__name__}")
-        if raw.get("domain") != task and isinstance(raw.get("domain"), str) and raw["domain"] in OTHER_DOMAINS:
+        if isinstance(raw.get("domain"), str) and raw["domain"] in DOMAINS - {task}:
             other_domains += 1
             continue
-        problem, solution = first_of(raw, PROBLEM), first_of(raw, SOLUTION)
-        answer = answer_text(first_of(raw, ANSWER), where)
-        if solution is None and answer and hash_answer(answer):  # GSM8K keeps the solution in its column answer
-            solution, answer = answer, None
-        columns = f"its columns are {', '.join(raw)}"
-        need(isinstance(problem, str) and problem.strip(), f"{where}: no text in a column {PROBLEM[0]}; {columns}")
-        has_column = {*SOLUTION, "teacher_prompt"} & raw.keys() or solution
-        need(has_column or not need_solution, f"{where}: no column {SOLUTION[0]}; {columns}")
-        row = dict(problem=problem, solution=solution, teacher_prompt=raw.get("teacher_prompt"))
-        for name, value in row.items():
-            need(value is None or isinstance(value, str), f"{where}: the column {name} holds no text; {columns}")
-            need(not re.search("[\ud800-\udfff]", value or ""), f"{where}: {name} holds half of a surrogate pair")
-        if not (solution or "").strip():
-            row["solution"] = None
-        if answer is None and row["solution"]:
-            answer = hash_answer(solution) or extract_boxed(solution)
-        rows.append(row | dict(answer=answer))
+        row = {}
+        for name, columns in COLUMNS.items():  # the first that is not null
+            row[name] = next((raw[column] for column in columns if raw.get(column) is not None), None)
+        row["answer"] = answer_text(row["answer"], where)
+        if row["solution"] is None and hash_answer(row["answer"]):  # GSM8K keeps the solution in its column answer
+            row["solution"], row["answer"] = row["answer"], None
+        for name in ("problem", "solution"):
+            text, columns = row[name], f"{' or '.join(COLUMNS[name])}; its columns are {', '.join(raw)}"
+            need(isinstance(text, str | None), f"{where}: no text in a column {columns}")
+            need(not re.search("[\ud800-\udfff]", text or ""), f"{where}: {name} holds half of a surrogate pair")
+            if not (text or "").strip():
+                row[name] = None
+            missing = name == "problem" or (need_solution and not raw.keys() & set(COLUMNS[name]))
+            need(row[name] or not missing, f"{where}: no text in a column {columns}")
+        if row["answer"] is None and row["solution"]:
+            row["answer"] = hash_answer(row["solution"]) or extract_boxed(row["solution"])
+        rows.append(row)
         if len(rows) == limit:
             break
     if other_domains:
@@ -1098,28 +1025,21 @@ def read_problems(source, split="train", need_solution=False, task="math", limit
     return rows
 
 
-def first_of(raw, columns):
-    """The value of the first of the columns that the row has and that is not null."""
-    return next((raw[column] for column in columns if raw.get(column) is not None), None)
-
-
 def answer_text(answer, where):
     """The text of an answer: a text or a number as it is, of a list its items joined; None where there is none."""
     if isinstance(answer, list):
         return ", ".join(filter(None, (answer_text(item, where) for item in answer))) or None
-    if answer is None or (isinstance(answer, float) and math.isnan(answer)):
+    if answer is None or answer != answer:  # null, or not a number
         return None
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise UserError(f"{where}: the answer is neither text nor a number: {str(answer)[:60]}")
+    plain = isinstance(answer, str | int | float) and not isinstance(answer, bool)
+    need(plain, f"{where}: the answer is neither text nor a number: {str(answer)[:60]}")
     return str(answer).strip() or None
 
 
 def hash_answer(text):
     """What stands behind #### in the last line of a GSM8K solution, or None."""
-    last_line = text.strip().rpartition("\n")[2]
-    if last_line.startswith("####"):
-        return last_line.removeprefix("####").strip() or None
-    return None
+    last_line = (text or "").strip().rpartition("\n")[2]
+    return last_line.removeprefix("####").strip() if last_line.startswith("####") else None
 
 
 def read_table(source, split="train", limit=None):
@@ -1128,33 +1048,22 @@ def read_table(source, split="train", limit=None):
     limit: of a set on the hub fetch no more than the rows that are read.
     """
     path, ending = Path(source), source.removesuffix(".gz").rpartition(".")[2]
-    if ending not in ("json", "jsonl", "csv", "parquet"):
-        import datasets
-
-        try:
-            return datasets.load_dataset(*source.split(":"), split=split, streaming=limit is not None)
-        except Exception as error:  # the hub's client raises many kinds
-            raise UserError(
-                f"{source} is neither a local .json, .jsonl, .jsonl.gz, .csv or .parquet file nor a data set that the "
-                f"hub gives: {one_line(error)}"
-            ) from None
-    need(path.exists(), f"{source}: no such file")
-    if ending in ("csv", "parquet"):
-        import datasets
-
-        try:
-            return datasets.load_dataset(ending, data_files=source, split="train")
-        except Exception as error:
-            raise UserError(f"{source}: can't be read: {one_line(error)}") from None
-    # Arrow, behind `datasets`, refuses a column that holds 5 and "5", which users have; so JSON is read by line
+    is_file = ending in ("json", "jsonl", "csv", "parquet")
+    need(path.exists() or not is_file, f"{source}: no such file")
     try:
-        data = path.read_bytes()
-        if path.suffix == ".gz":
-            data = gzip.decompress(data)
-        text = data.decode("utf-8-sig")
-    except Exception as error:
-        raise UserError(f"{source}: can't be read: {one_line(error)}") from None
-    if ending == "json" and text.lstrip()[:1] == "[":
+        if not is_file or ending in ("csv", "parquet"):
+            import datasets
+
+            if is_file:
+                return datasets.load_dataset(ending, data_files=source, split="train")
+            return datasets.load_dataset(*source.split(":"), split=split, streaming=limit is not None)
+        # Arrow, behind `datasets`, refuses a column that holds 5 and "5", which users have; so JSON is read by line
+        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        text = text.decode("utf-8-sig")
+    except Exception as error:  # a hub's client raises many kinds
+        kinds = "a local .json, .jsonl, .jsonl.gz, .csv or .parquet file, or a data set on the hub"
+        raise UserError(f"{source} can't be read ({one_line(error)}); it must be {kinds}") from None
+    if ending == "json" and text.lstrip().startswith("["):
         return parse_json(text, source, 1)
     lines = enumerate(text.split("\n"), start=1)
     return [parse_json(line, source, number) for number, line in lines if line.strip()]
@@ -1491,22 +1400,13 @@ def init_model(name, tokenizer, seed):
     need(name in MICRO_MODELS, f"--model {name}: known are {', '.join(MICRO_MODELS)}")
     hidden_size, layers = MICRO_MODELS[name]
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=3 * hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=hidden_size // 4,
-        max_position_embeddings=512,
-        initializer_range=0.05,  # with the defaults, made for wide models and long texts, training takes twice as long
-        rope_parameters=dict(rope_type="default", rope_theta=100.0),
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return Qwen3ForCausalLM(config)
+    shape = dict(vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=3 * hidden_size)
+    shape |= dict(num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4, head_dim=hidden_size // 4)
+    shape |= dict(max_position_embeddings=512, tie_word_embeddings=True)
+    shape |= dict(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    # the defaults are made for wide models and long texts; with them training takes twice as long
+    shape |= dict(initializer_range=0.05, rope_parameters=dict(rope_type="default", rope_theta=100.0))
+    return Qwen3ForCausalLM(Qwen3Config(**shape))
 
 
 def load_initial_model(config, tokenizer, device):
@@ -1518,30 +1418,21 @@ def load_initial_model(config, tokenizer, device):
 
 def load_student(config, devices, start=None):
     """The student and its tokenizer, at the checkpoint `start` where one is given. Only what trains has gradients."""
-    if config.model.startswith("init:"):
-        tokenizer = arith_tokenizer()
-    else:
-        base = adapter_base(config.model)
-        need(
-            base is None,
-            f"--model {config.model}: holds an adapter, not a model. Pass its base model, --model {base}; to train on "
-            "from the adapter, merge it into the base first (peft's merge_and_unload)",
-        )
-        tokenizer = load_tokenizer(config.model)
+    base = adapter_base(config.model)
+    advice = f"pass its base, --model {base}, or merge the adapter into the base first (peft's merge_and_unload)"
+    need(base is None, f"--model {config.model}: holds an adapter, not a model; {advice}")
+    tokenizer = arith_tokenizer() if config.model.startswith("init:") else load_tokenizer(config.model)
     if start and not config.lora_r:
         model = load_model(str(start), config.dtype, devices.device)
     else:
         model = load_initial_model(config, tokenizer, devices.device)
+    known = model.get_input_embeddings().num_embeddings
+    need(len(tokenizer) <= known, f"--model {config.model}: {len(tokenizer)} tokens, but an embedding of {known}")
     if config.lora_r:
         model = add_adapter(model, config, start)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
         model.enable_input_require_grads()
-    need(
-        len(tokenizer) <= model.get_input_embeddings().num_embeddings,
-        f"--model {config.model}: its tokenizer has {len(tokenizer)} tokens, its embedding only "
-        f"{model.get_input_embeddings().num_embeddings}",
-    )
     devices.shard(model)
     return model.train(), tokenizer  # gradient checkpointing works in training mode only; dropout is off
 
@@ -1550,32 +1441,30 @@ def add_adapter(model, config, start):
     """The model with a new LoRA adapter, or with that of the checkpoint `start`."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    if start:
-        return PeftModel.from_pretrained(model, start, is_trainable=True, use_safetensors=True)
     torch.manual_seed(config.seed)
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM", target_modules="all-linear")
     try:
+        if start:
+            return PeftModel.from_pretrained(model, start, is_trainable=True, use_safetensors=True)
         return get_peft_model(model, lora)
     except ValueError as error:
         raise UserError(f"--model {config.model}: LoRA can't adapt it ({one_line(error)}); try --lora_r 0") from None
 
 
 def load_model(name, dtype="float32", device="cpu"):
-    """A causal language model from a folder or the hub, without dropout. An adapter's folder gives its base with it.
+    """A causal language model from a folder or the hub, without dropout; an adapter's folder gives its base with it.
 
-    Uses flash-attention for 16-bit weights where it is installed. Raises UserError for a model that can't be loaded, or
-    whose head does more than multiply and add.
+    Raises UserError for a model that can't be loaded, or whose head does more than multiply and add.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import is_flash_attn_2_available
 
-    base, on_gpu = adapter_base(name), device.startswith("cuda")
-    options = dict(dtype=getattr(torch, dtype), use_safetensors=True)
-    if on_gpu:
+    base, options = adapter_base(name), dict(dtype=getattr(torch, dtype), use_safetensors=True)
+    check_folder(base or name)
+    if device.startswith("cuda"):
         options["device_map"] = device
         if dtype == "bfloat16" and is_flash_attn_2_available():
             options["attn_implementation"] = "flash_attention_2"
-    check_folder(base or name)
     try:
         model = AutoModelForCausalLM.from_pretrained(base or name, **options)
         if base:
@@ -1584,7 +1473,12 @@ def load_model(name, dtype="float32", device="cpu"):
             model = PeftModel.from_pretrained(model, name, use_safetensors=True)
     except Exception as error:  # a hub's client, safetensors and peft raise many kinds
         raise UserError(f"no model can be loaded from {name}: {one_line(error)}") from None
-    switch_off_dropout(model)
+    for module in model.modules():  # no dropout, so that teacher and student agree on the same prompt
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for attribute, value in list(vars(module).items()):
+            if "dropout" in attribute and isinstance(value, float):
+                setattr(module, attribute, 0.0)
     check_head(model.eval(), name)
     return model
 
@@ -1592,9 +1486,7 @@ def load_model(name, dtype="float32", device="cpu"):
 def adapter_base(folder):
     """The name of the base model of an adapter's folder; None for a folder or name without an adapter."""
     path = Path(folder, "adapter_config.json")
-    if not path.exists():
-        return None
-    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"] if path.exists() else None
 
 
 def check_folder(name):
@@ -1604,33 +1496,18 @@ def check_folder(name):
     need(path.exists() or not local, f"{name}: no such folder")
 
 
-def switch_off_dropout(model):
-    """So that teacher and student agree on the same prompt, in training mode too."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
 @torch.no_grad()
 def check_head(model, name):
-    """Raise UserError if our logits, hidden states times head, are not the model's own."""
+    """Raise UserError if our logits, hidden states times head, are not the model's own, or if it keeps no cache."""
     ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
     try:
-        hidden = decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state
-        ours, own = float32_logits(hidden, Head.of(model)), model(input_ids=ids, use_cache=False).logits
+        out = decoder_of(model)(input_ids=ids, use_cache=True)
+        ours, own = float32_logits(out.last_hidden_state, Head.of(model)), model(input_ids=ids).logits
+        need(out.past_key_values is not None, f"{name}: keeps no keys and values")
     except (AttributeError, TypeError) as error:
-        raise UserError(f"{name}: not a plain decoder with one linear head ({one_line(error)})") from None
-    error = (ours - own).norm() / own.norm()
-    need(error < 0.02, f"{name}: its head does more than multiply and add, which loss and sampling don't do here")
-
-
-def check_positions(model, longest, what):
-    """Raise UserError for texts longer than the positions that the model knows."""
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
-    need(longest <= known, f"{what} make {longest} tokens; the model has only {known} positions")
+        raise UserError(f"{name}: not a decoder with a cache and one linear head ({one_line(error)})") from None
+    difference = (ours - own).norm() / own.norm()
+    need(difference < 0.02, f"{name}: its head does more than multiply and add, which is not supported here")
 
 
 def load_tokenizer(name):
@@ -1643,8 +1520,7 @@ def load_tokenizer(name):
     except Exception as error:
         raise UserError(f"no tokenizer can be loaded from {name}: {one_line(error)}") from None
     need(tokenizer.eos_token_id is not None, f"the tokenizer of {name} has no end token, so no rollout could end")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     if isinstance(tokenizer.chat_template, dict):  # several templates, which save_pretrained can't write
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     return tokenizer
@@ -1658,14 +1534,9 @@ def decode(tokenizer, completion, eos_ids):
 
 def pad(rows, side, device="cpu"):
     """Ids (B, T) and mask (B, T) of lists of token ids, padded on the left or on the right."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[i, place] = torch.tensor(row, dtype=torch.long)
-        mask[i, place] = True
-    return ids.to(device), mask.to(device)
+    rows = [torch.tensor(row, dtype=torch.long) for row in rows]
+    mask = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+    return [torch.nn.utils.rnn.pad_sequence(x, batch_first=True, padding_side=side).to(device) for x in (rows, mask)]
 
 
 def positions_of(mask):
@@ -1711,19 +1582,16 @@ def merged_adapter(model):
 def check_same_vocabulary(student_tokenizer, teacher_tokenizer):
     """Raise UserError unless both map every token to the same id, since the teacher reads the student's ids."""
     ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    names = f"teacher {teacher_tokenizer.name_or_path} and student {student_tokenizer.name_or_path}"
     for token in sorted(ours.keys() | theirs.keys()):
-        need(
-            ours.get(token) == theirs.get(token),
-            f"teacher {teacher_tokenizer.name_or_path} and student {student_tokenizer.name_or_path} have different "
-            f"vocabularies: {token!r} is {theirs.get(token)} and {ours.get(token)}",
-        )
+        a, b = ours.get(token), theirs.get(token)
+        need(a == b, f"{names} have different vocabularies: {token!r} is {b} and {a}")
 
 
 def end_ids(model, tokenizer):
     """Every token id that ends a completion: the tokenizer's and those of the model's generation config."""
     listed = model.generation_config.eos_token_id
-    if listed is None or isinstance(listed, int):
-        listed = [listed]
+    listed = listed if isinstance(listed, list) else [listed]
     return sorted({tokenizer.eos_token_id, *listed} - {None})
 
 
@@ -1794,7 +1662,7 @@ class VllmSampler:
     max_length: tokens of the longest prompt and its completion together. memory: share of the GPU's memory, without a
     GPU of the machine's. max_rows: completions of one call. lora_r: rank of the adapters to come, 0 for none.
     sleeps: between `sleep` and `wake` vLLM frees its GPU memory, where the device can do that.
-    The same seed gives the same completions, but not those of `sample`. Raises UserError for what vLLM can't run.
+    seed may be a list, one a prompt. The same seed gives the same completions, but not those of `sample`. Raises UserError for what vLLM can't run.
     """
 
     running = None  # the engine of this process
@@ -1812,31 +1680,20 @@ class VllmSampler:
             from vllm import LLM
             from vllm.platforms import current_platform
 
-            self.platform = current_platform.device_type
+            on_cpu = current_platform.device_type == "cpu"
             self.sleeps = sleeps and current_platform.is_sleep_mode_available()
-            several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-            self.llm = LLM(
-                base or model,
-                dtype=dtype,
-                max_model_len=self.rounded_length(base or model, max_length),
-                max_num_seqs=min(max_rows, 256),
-                gpu_memory_utilization=memory,
-                skip_tokenizer_init=True,
-                enforce_eager=self.platform == "cpu",  # compiling takes minutes there
-                # a prompt in two pieces would set back its random generator, which a CPU's can't be
-                enable_chunked_prefill=self.platform != "cpu",
-                # with the executor of one process every rank would take the first GPU
-                distributed_executor_backend="external_launcher" if several else None,
-                enable_sleep_mode=self.sleeps,
-                **self.lora_settings(lora_r),
-            )
+            options = dict(dtype=dtype, max_model_len=self.rounded_length(base or model, max_length))
+            options |= dict(max_num_seqs=min(max_rows, 256), gpu_memory_utilization=memory, skip_tokenizer_init=True)
+            # on a CPU compiling takes minutes, and a prompt in two pieces would set back its random generator
+            options |= dict(enforce_eager=on_cpu, enable_chunked_prefill=not on_cpu, enable_sleep_mode=self.sleeps)
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # or every rank would take the first GPU
+                options["distributed_executor_backend"] = "external_launcher"
+            self.llm = LLM(base or model, **options, **self.lora_options(lora_r))
             VllmSampler.running = self
             list(self([[0]], 1, []))  # some models fail only here
         except (AssertionError, ImportError, OSError, RuntimeError, ValueError) as error:
-            raise UserError(
-                f"{flag} vllm: it can't run {model} with --dtype {dtype}, --vllm_memory {memory} and {max_length} "
-                f"tokens: {one_line(error)}"
-            ) from None
+            what = f"{model} with --dtype {dtype}, --vllm_memory {memory} and {max_length} tokens"
+            raise UserError(f"{flag} vllm: it can't run {what}: {one_line(error)}") from None
         from transformers import GenerationConfig
 
         self.generation_config = GenerationConfig(**self.llm.llm_engine.model_config.try_get_generation_config())
@@ -1852,7 +1709,7 @@ class VllmSampler:
         return max(length, min(math.ceil(length / 1024) * 1024, known))
 
     @staticmethod
-    def lora_settings(lora_r):
+    def lora_options(lora_r):
         if not lora_r:
             return {}
         from typing import get_args
@@ -1902,19 +1759,14 @@ class VllmSampler:
     def __call__(self, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
         from vllm import SamplingParams
 
-        engine = self.llm.llm_engine
-        rng = random.Random(seed)  # a seed for each prompt, or equal prompts would get equal completions
+        engine, seeds = self.llm.llm_engine, seed
+        if isinstance(seed, int):  # with one seed for all, equal prompts would get equal completions
+            rng = random.Random(seed)
+            seeds = [rng.getrandbits(63) for _ in prompts]
+        options = dict(max_tokens=max_new_tokens, stop_token_ids=eos_ids, ignore_eos=True, detokenize=False)
+        options |= dict(temperature=temperature, top_p=top_p, top_k=top_k)
         for i, prompt in enumerate(prompts):
-            params = SamplingParams(
-                max_tokens=max_new_tokens,
-                stop_token_ids=eos_ids,
-                ignore_eos=True,
-                detokenize=False,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                seed=rng.getrandbits(63),
-            )
+            params = SamplingParams(**options, seed=seeds[i])
             engine.add_request(str(i), dict(prompt_token_ids=prompt), params, lora_request=self.adapter)
         while engine.has_unfinished_requests():
             for output in engine.step():
@@ -1939,19 +1791,17 @@ class Devices:
 
     def gather(self, items):
         """The items of all ranks in one list; puts parts together again."""
-        if self.world == 1:
-            return items
-        lists = [None] * self.world
-        dist.all_gather_object(lists, items)
+        lists = [items]
+        if self.world > 1:
+            lists = [None] * self.world
+            dist.all_gather_object(lists, items)
         return [item for items in lists for item in items]
 
     def sum(self, tensors, number):
         """Sum the tensors over all ranks, in place, with one message a data type; returns the number's sum."""
-        if self.world == 1:
-            return number
         number = torch.tensor([number], dtype=torch.float64, device=self.device)
         tensors = [*tensors, number]
-        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):  # in the same order on all ranks
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors if self.world > 1):  # in one order on all ranks
             group = [tensor for tensor in tensors if tensor.dtype == dtype]
             flat = torch.cat([tensor.flatten() for tensor in group])
             dist.all_reduce(flat)
@@ -1964,7 +1814,6 @@ class Devices:
         return torch.nn.utils.get_total_norm(gradients).item()
 
     def parameter_groups(self, model):
-        """What the optimizer trains."""
         return trained_parameters(model)
 
     def full_weights(self, model):
@@ -1994,17 +1843,14 @@ class ShardedDevices(Devices):
         decoder, mesh = decoder_of(model), init_device_mesh(self.device.split(":")[0], (self.world,))
         for layer in decoder.layers:
             fully_shard(layer, mesh=mesh)
-        whole = {p for p in decoder.parameters() if not is_sharded(p)}
-        fully_shard(decoder, mesh=mesh, ignored_params=whole)
+        fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not is_sharded(p)})
         for module in self.sharded_modules(model):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo can do no other
 
     @staticmethod
     def sharded_modules(model):
-        from torch.distributed.fsdp import FSDPModule
-
-        return [module for module in model.modules() if isinstance(module, FSDPModule)]
+        return [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
 
     def unshard(self, model):
         """Each rank gets the whole model, so that it samples without the others, however long that takes."""
@@ -2023,15 +1869,14 @@ class ShardedDevices(Devices):
     def norm(self, gradients):
         whole = [gradient for gradient in gradients if not is_sharded(gradient)]
         parts = [gradient.to_local() for gradient in gradients if is_sharded(gradient)]
-        squares = super().norm(parts) ** 2 if parts else 0.0
-        squares = super().sum([], squares)
-        return math.sqrt(squares + (super().norm(whole) ** 2 if whole else 0.0))
+        return math.sqrt(super().norm(whole) ** 2 + self.sum([], super().norm(parts) ** 2))
 
     def parameter_groups(self, model):
         """Two groups, since the optimizer can't mix split and whole weights."""
-        trained = trained_parameters(model)
-        groups = [[p for p in trained if is_sharded(p) == sharded] for sharded in (False, True)]
-        return [dict(params=group) for group in groups if group]
+        groups = {False: [], True: []}
+        for p in trained_parameters(model):
+            groups[is_sharded(p)].append(p)
+        return [dict(params=group) for group in groups.values() if group]
 
     def full_weights(self, model):
         weights = super().full_weights(model)
@@ -2050,9 +1895,7 @@ class ShardedDevices(Devices):
 
 
 def is_sharded(tensor):
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
+    return hasattr(tensor, "full_tensor")  # of FSDP2
 
 
 def pick_device():
@@ -2108,20 +1951,16 @@ def open_output(config, devices):
 
 
 def claim_output(config):
-    folder = Path(config.output_dir)
+    folder, path = Path(config.output_dir), Path(config.output_dir, "config.json")
     settings = {name: value for name, value in asdict(config).items() if name not in NO_SETTINGS}
-    path = folder / "config.json"
     if path.exists() and (folder / "metrics.jsonl").exists():  # without metrics no step was made
         need(config.resume, f"--output_dir {folder}: holds a run already; pass --resume, or name another folder")
         old = json.loads(path.read_text(encoding="utf-8"))["flags"]
-        changed = [
-            f"--{name} {old.get(name)} (now {settings[name]})" for name in settings if old.get(name) != settings[name]
-        ]
+        changed = [f"--{k} {old.get(k)} (now {v})" for k, v in settings.items() if old.get(k) != v]
         need(not changed, f"--resume: {folder} was made with other settings: {', '.join(changed)}")
-        return next((c for c in checkpoints(folder) if (c / "trainer_state.pt").exists()), None)
+        return next(iter(checkpoints(folder)), None)
     git = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
-    names = ["torch", "transformers", "peft", "numpy"] + (["vllm"] if config.rollout_engine == "vllm" else [])
-    versions = {name: version_of(name) for name in names}
+    versions = {name: version_of(name) for name in ("torch", "transformers", "peft", "numpy")}
     write_json(path, dict(flags=settings, versions=versions, commit=git.stdout.strip() or None))
     return None
 
@@ -2135,8 +1974,7 @@ def save(config, name, student, tokenizer, devices, optimizer=None):
     state = devices.optimizer_state(student, optimizer) if optimizer else None
     if devices.rank > 0:
         return
-    folder = Path(config.output_dir, name)
-    aside = folder.with_name(name + ".tmp")
+    folder, aside = Path(config.output_dir, name), Path(config.output_dir, name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         student.should_save_on_this_rank = lambda is_main_process: True  # transformers would leave it to rank 0
@@ -2148,8 +1986,7 @@ def save(config, name, student, tokenizer, devices, optimizer=None):
         aside.rename(folder)
     except Exception as error:  # safetensors and torch raise their own kinds when a disk is full
         raise UserError(
-            f"--output_dir {config.output_dir}: {name} can't be written ({one_line(error)}). Earlier checkpoints are "
-            "whole; the same command with --resume goes on"
+            f"--output_dir {config.output_dir}: {name} can't be written ({one_line(error)}); {SAVED}"
         ) from None
 
 
@@ -2164,7 +2001,7 @@ def restore(start, student, optimizer, devices):
 
 def checkpoints(output_dir):
     """The folders checkpoint-N, the newest first."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[1].isdecimal()]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -2180,10 +2017,8 @@ def write_json(path, value):
 
 
 def version_of(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return importlib.metadata.version(f"{package}-cpu")  # vLLM's build for CPUs has another name
+    found = {d.name: d.version for d in importlib.metadata.distributions() if d.name in (package, f"{package}-cpu")}
+    return next(iter(found.values()), None)  # vLLM's build for CPUs has another name
 
 
 def only_run_in(output_dir):
@@ -2387,13 +2222,16 @@ class Stopwatch:
 class Parser(HfArgumentParser):
     """Flags in groups, without twins spelled with dashes; errors in one line."""
 
+    group = None
+
     def add_argument(self, *names, **words):
         flag = names[0].lstrip("-")
-        if flag in GROUPS or not hasattr(self, "group"):
-            self.group = self.add_argument_group(GROUPS.get(flag))
-        if flag.startswith("no_") or flag == "h":
-            return super().add_argument(names[0], *names[2:], **words) if flag == "h" else None
-        return self.group.add_argument(names[0], **words)
+        if names[0] == "-h":
+            return super().add_argument(*names, **words)
+        if flag in GROUPS:
+            self.group = self.add_argument_group(GROUPS[flag])
+        if not flag.startswith("no_"):
+            self.group.add_argument(names[0], **words)
 
     def error(self, message):
         raise UserError(f"{message} (--help lists the flags)")
@@ -2424,6 +2262,7 @@ def check(config):
     """Raise UserError for flags that would train something else than they say, or nothing."""
     c, distills, vllm = config, config.method in ("opd", "opsd"), config.rollout_engine == "vllm"
     lowest = -math.inf if c.log_ratio_clip_min is None else c.log_ratio_clip_min
+    student, teacher = prompt_templates(c)
     mistakes = (
         (not c.output_dir, "--output_dir: required"),
         (c.method == "opd" and not c.teacher, "--method opd: give a --teacher (a folder or hub name), or take opsd"),
@@ -2447,6 +2286,14 @@ def check(config):
             not c.lora_r and c.dtype == "bfloat16",
             "--lora_r 0 with --dtype bfloat16: 16-bit weights round small updates away; use --dtype float32 or LoRA",
         ),
+        ("{problem}" not in student, "--student_prompt: has no {problem} in it"),
+        ("{solution}" in student, "--student_prompt: has {solution} in it, which the student must not see"),
+        (distills and "{problem}" not in teacher, "--teacher_prompt: has no {problem} in it"),
+        (c.privileged and "{solution}" not in teacher, "--teacher_prompt: has no {solution}; or --privileged False"),
+        (
+            distills and not c.privileged and "{solution}" in teacher,
+            "--teacher_prompt: has {solution}: --privileged True",
+        ),
         (vllm and c.method == "sft", "--rollout_engine vllm: sft has no rollouts"),
         (vllm and not c.lora_r, "--rollout_engine vllm: takes adapters only; use LoRA"),
     )
@@ -2454,19 +2301,9 @@ def check(config):
         need(not is_wrong, message)
     if vllm:
         need_vllm("--rollout_engine")
-    check_prompts(config)
 
 
-def check_prompts(config):
-    """Raise UserError for templates that lack what they need or show what they must not."""
-    student, teacher = prompt_templates(config)
-    need("{problem}" in student, "--student_prompt: has no {problem} in it")
-    need("{solution}" not in student, "--student_prompt: has {solution} in it, which the student must not see")
-    if config.method in ("opd", "opsd"):
-        need("{problem}" in teacher, "--teacher_prompt: has no {problem} in it")
-        shown = "{solution}" in teacher
-        need(shown or not config.privileged, "--teacher_prompt: has no {solution}; add it, or pass --privileged False")
-        need(config.privileged or not shown, "--teacher_prompt: has {solution} in it; pass --privileged True with it")
+SAVED = "what was saved before is whole, and the same command with --resume goes on"
 
 
 def one_line(error):
@@ -2483,7 +2320,7 @@ def keep_freed_memory():
 
 def main(argv=None, config_class=Config, run=train):
     """Parse the flags of `config_class` and run; mistakes end in one line. filter_experiments.py comes here too."""
-    script, saved = Path(sys.argv[0]).name, "what was saved before is whole; the same command with --resume goes on"
+    script = Path(sys.argv[0]).name
     try:
         config = parse_config(sys.argv[1:] if argv is None else argv, config_class)
         if pick_device() == "cuda":
@@ -2495,11 +2332,11 @@ def main(argv=None, config_class=Config, run=train):
     except UserError as error:
         sys.exit(f"{script}: {error}")
     except KeyboardInterrupt:
-        print(f"\n{script}: interrupted; {saved}", file=sys.stderr)
+        print(f"\n{script}: interrupted; {SAVED}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        sys.exit(f"{script}: {error.strerror or error}{where}; {saved}")
+        sys.exit(f"{script}: {error.strerror or error}{where}; {SAVED}")
     except torch.cuda.OutOfMemoryError as error:
         sys.exit(f"{script}: {one_line(error)} Lower --micro_batch_size, then --prefix_tokens")
     finally:
