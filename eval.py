@@ -2342,8 +2342,8 @@ def make_parser():
     parser = Parser("eval.py", usage, __doc__, formatter_class=layout, allow_abbrev=False)
     add = parser.add_argument_group("what is scored").add_argument
     add("--model", help="folder or hub name; an adapter's folder stands for the adapter on its base model")
-    add("--adapter", help="folder of a peft adapter for --model")
-    add("--checkpoints", help="folder of a run, all of whose checkpoint-N are scored, into its eval.json")
+    add("--adapter", type=os.path.normpath, help="folder of a peft adapter for --model")
+    add("--checkpoints", type=os.path.normpath, help="score every checkpoint-N of this run, into RUN/eval.json")
     add = parser.add_argument_group("problems").add_argument
     add("--scale", choices=list(SCALES), help="settings for all flags that are not given (SCALES in eval.py)")
     add("--task", choices=["math", "code"], default="math", help="which of the scale's benchmarks")
