@@ -68,7 +68,7 @@ def make_checkpoints(run, model_folder, steps, adapters=True):
 
 
 class FakeVllm:
-    """Called like a VllmSampler: a completion depends on its prompt's seed alone, and the last prompt ends first."""
+    """Called like a VllmSampler: a completion depends on its prompt's seed alone; they end in no order."""
 
     generation_config = SimpleNamespace(eos_token_id=1)
 
@@ -76,7 +76,7 @@ class FakeVllm:
         pass
 
     def __call__(self, prompts, max_new_tokens, eos_ids, temperature, top_p, top_k, seed):
-        for index in reversed(range(len(prompts))):
+        for index in sorted(range(len(prompts)), key=lambda index: index % 3):
             yield index, random.Random(seed[index]).choices(range(5, 40), k=max_new_tokens)
 
     @staticmethod
