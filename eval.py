@@ -24,6 +24,7 @@ import hashlib
 import importlib
 import inspect
 import io
+import itertools
 import json
 import math
 import os
@@ -121,7 +122,8 @@ def load_benchmark(name, data_dir=None, limit=None):
             renio.need((row["answer"] or "").strip(), f"{name}, row {number}: no answer to grade against")
         return rows
     source = str(Path(data_dir) / benchmark.file) if data_dir else benchmark.hub_name
-    for number, raw in enumerate(renio.read_table(source, benchmark.split, limit), start=1):
+    raws = itertools.islice(renio.read_table(source, benchmark.split, limit), limit)
+    for number, raw in enumerate(raws, start=1):
         place = f"{source}, row {number}"
         for column in (benchmark.problem, benchmark.gold):
             renio.need(str(raw.get(column) or "").strip(), f"{place}: nothing in the column {column}")
