@@ -1794,7 +1794,8 @@ class VllmSampler:
     max_length: tokens of the longest prompt and its completion together. memory: share of the GPU's memory, without a
     GPU of the machine's. max_rows: completions of one call. lora_r: rank of the adapters to come, 0 for none.
     sleeps: between `sleep` and `wake` vLLM frees its GPU memory, where the device can do that.
-    The same seed gives the same completions, but not those of `sample`. Raises UserError for what vLLM can't run.
+    seed: a number, or a list of one for each prompt. The same seed gives the same completions, but not those of
+    `sample`. Raises UserError for what vLLM can't run.
     """
 
     running = None  # the engine of this process
@@ -1903,7 +1904,9 @@ class VllmSampler:
         from vllm import SamplingParams
 
         engine = self.llm.llm_engine
-        rng = random.Random(seed)  # a seed for each prompt, or equal prompts would get equal completions
+        if isinstance(seed, int):  # a seed for each prompt, or equal prompts would get equal completions
+            rng = random.Random(seed)
+            seed = [rng.getrandbits(63) for _ in prompts]
         for i, prompt in enumerate(prompts):
             params = SamplingParams(
                 max_tokens=max_new_tokens,
@@ -1913,7 +1916,7 @@ class VllmSampler:
                 temperature=temperature,
                 top_p=top_p,
                 top_k=top_k,
-                seed=rng.getrandbits(63),
+                seed=seed[i],
             )
             engine.add_request(str(i), dict(prompt_token_ids=prompt), params, lora_request=self.adapter)
         while engine.has_unfinished_requests():
