@@ -1,24 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Score language models on math and code benchmarks, compare and report the scores.
+"""Score language models on math and code benchmarks; compare and report the scores.
 
-    python eval.py --model DIR_OR_NAME --benchmarks arith --n 4 --output scores.json
-    python eval.py --model Qwen/Qwen3-1.7B --adapter runs/opd+renio/final --scale paper --output scores.json
-    python eval.py --model DIR_OR_NAME --benchmarks gsm8k humaneval+ --data_dir DATA --limit 8 --output scores.json
-    python eval.py --checkpoints runs/opd+renio --model DIR_OR_NAME   # every checkpoint-N, its scores in its eval.json
-    python eval.py --model A --output A.json then --model B --output B.json   # in one process: it starts but once
-    python eval.py --model DIR_OR_NAME --scale paper --preflight      # whether all is there that this scoring needs
-    python eval.py compare A.json B.json      # paired difference of B over A, its interval and p-value
-    python eval.py compare A0.json A1.json A2.json vs B0.json B1.json B2.json      # the same over training seeds
-    python eval.py report results/micro       # every eval.json below it -> results/micro/report.md and its figures
-    python eval.py publish results/micro DIR  # that report, its figures, and packed all that it is made of
+    python eval.py --scale one --model Qwen/Qwen3-1.7B --output runs/base/eval.json
+    python eval.py --scale one --model runs/renio/final --benchmarks mine.jsonl gsm8k:100 --output runs/renio/eval.json
+    python eval.py --scale paper --checkpoints runs/opd --engine vllm     # every checkpoint-N, into runs/opd/eval.json
+    python eval.py show runs/opd                                    # print a few rollouts of this training run
+    python eval.py compare A.json B.json                            # paired difference of B over A, interval, p-value
+    python eval.py compare A0.json A1.json vs B0.json B1.json       # the same over training seeds
+    python eval.py report results/micro                             # every eval.json below it -> report.md
 
-Read top to bottom: benchmarks; the evaluation (prompts, sampling, grading, scores); its preflight; the grader of code
-with its judge and sandbox; statistics; evaluations read back and compared; the report's tables, figures and text; the
-command line.
-Models, prompts, sampling and the math grader are renio.py's.
-
-The paper's evaluation (Table 7): temperature 1.0, top-p 0.95, no top-k, up to 38,912 new tokens, thinking on, 12
-samples a problem in math and 4 in code; `--scale paper` sets it.
+Every answer is appended to answers.jsonl, beside eval.json, as soon as it ends; a killed evaluation goes on behind the
+last answer when the same command runs again. eval.json is made from answers.jsonl. To grade the answers anew, remove
+eval.json; to sample them anew, remove both. Models, prompts, sampling and the math grader are in renio.py.
 """
 
 import argparse
@@ -28,17 +21,20 @@ import copy
 import functools
 import gzip
 import hashlib
+import importlib
 import inspect
 import io
 import itertools
 import json
 import math
 import os
+import random
 import re
 import resource
 import select
 import shutil
 import signal
+import statistics
 import subprocess
 import symtable
 import sys
@@ -46,24 +42,25 @@ import tarfile
 import tempfile
 import textwrap
 import time
-from collections import Counter
+from collections import Counter, namedtuple
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from tqdm import tqdm
+SET_UP = "run `bash run_all.sh setup`, then `source .venv/bin/activate`"
+try:
+    import numpy as np
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(f"eval.py: the package {error.name} is not installed: {SET_UP}")
 
 
 class Renio:
-    """renio.py, imported when it is first asked for something: it brings torch, which verdicts on code, comparisons and
-    reports need not wait for."""
+    """renio.py, imported when it is first used: it loads torch, which comparing and reporting need not wait for."""
 
     def __getattr__(self, name):
-        import renio
-
-        return getattr(renio, name)
+        return getattr(importlib.import_module("renio"), name)
 
 
 renio = Renio()
@@ -71,296 +68,293 @@ renio = Renio()
 # ---------------------------------------------------------------------------------------------------------------------
 # Benchmarks.
 
-
-class Benchmark(NamedTuple):
-    """Where a benchmark comes from, what its columns are called, and what may be done with it."""
-
-    task: str  # which prompt and which grader: arith and math by the answer, code by the row's test
-    hub_name: str
-    split: str
-    file: str  # its name in --data_dir
-    problem: str  # column
-    gold: str  # column of the answer; for code of a solution
-    licence: str
-
-
+# task: which prompt and grader (arith and math by the answer, code by the row's tests); file: its name in --data_dir;
+# problem, gold: columns, gold that of the answer or, for code, of a solution
+DEFAULTS = ("", "", "test", "problem", "answer")
+Benchmark = namedtuple("Benchmark", "task hub_name file split problem gold", defaults=DEFAULTS)
+HUMANEVAL, MBPP = "HumanEvalPlus-OriginFmt-v0.1.10.jsonl.gz", "MbppPlus-OriginFmt-v0.2.0.jsonl.gz"
 BENCHMARKS = {
-    "arith": Benchmark("arith", "", "test", "", "problem", "answer", "made here"),
-    "products": Benchmark("math", "", "test", "", "problem", "answer", "made here"),
-    "chain": Benchmark("math", "", "test", "", "problem", "answer", "made here"),
-    "aime24": Benchmark("math", "HuggingFaceH4/aime_2024", "train", "aime_2024.jsonl", "problem", "answer", "© MAA"),
-    "aime25": Benchmark("math", "yentinglin/aime_2025", "train", "aime_2025.jsonl", "problem", "answer", "© MAA"),
-    "hmmt25": Benchmark("math", "MathArena/hmmt_feb_2025", "train", "hmmt_feb_2025.jsonl", "problem", "answer",
-                        "© HMMT, CC-BY-NC-SA-4.0"),
-    "amc23": Benchmark("math", "math-ai/amc23", "test", "amc23.jsonl", "question", "answer", "© MAA"),
-    "math500": Benchmark("math", "HuggingFaceH4/MATH-500", "test", "math_500.jsonl", "problem", "answer", "MIT"),
-    "minerva": Benchmark("math", "math-ai/minervamath", "test", "minervamath.jsonl", "question", "answer",
-                         "derived from MIT OpenCourseWare"),
-    "gsm8k": Benchmark("math", "openai/gsm8k:main", "test", "gsm8k_test.jsonl", "question", "answer", "MIT"),
-    "humaneval+": Benchmark("code", "evalplus/humanevalplus", "test", "HumanEvalPlus-OriginFmt-v0.1.10.jsonl.gz",
-                            "prompt", "canonical_solution", "Apache-2.0"),
-    "mbpp+": Benchmark("code", "evalplus/mbppplus", "test", "MbppPlus-OriginFmt-v0.2.0.jsonl.gz", "prompt", "code",
-                       "Apache-2.0"),
+    "arith": Benchmark("arith"),  # renio.py makes these two
+    "products": Benchmark("math"),
+    "aime24": Benchmark("math", "HuggingFaceH4/aime_2024", "aime_2024.jsonl", "train"),
+    "aime25": Benchmark("math", "yentinglin/aime_2025", "aime_2025.jsonl", "train"),
+    "hmmt25": Benchmark("math", "MathArena/hmmt_feb_2025", "hmmt_feb_2025.jsonl", "train"),
+    "amc23": Benchmark("math", "math-ai/amc23", "amc23.jsonl", problem="question"),
+    "math500": Benchmark("math", "HuggingFaceH4/MATH-500", "math_500.jsonl"),
+    "minerva": Benchmark("math", "math-ai/minervamath", "minervamath.jsonl", problem="question"),
+    "gsm8k": Benchmark("math", "openai/gsm8k:main", "gsm8k_test.jsonl", problem="question"),
+    "humaneval+": Benchmark("code", "evalplus/humanevalplus", HUMANEVAL, "test", "prompt", "canonical_solution"),
+    "mbpp+": Benchmark("code", "evalplus/mbppplus", MBPP, "test", "prompt", "code"),
 }
 
 
 def benchmark_of(name):
-    """A benchmark by its name, or that of a user's file, which is math. Raises renio.UserError for any other name."""
-    if Path(name).suffix in (".json", ".jsonl", ".gz", ".parquet"):
-        return Benchmark("math", "", "", name, "problem", "answer", "a file")
-    if name not in BENCHMARKS:
-        raise renio.UserError(f"--benchmarks {name}: unknown; known are {', '.join(BENCHMARKS)}, and .json, .jsonl or "
-                              ".parquet files of problems and answers")
+    """A benchmark by its name; a user's file is a math benchmark. Raises renio.UserError for any other name."""
+    if Path(name).suffix in (".json", ".jsonl", ".gz", ".parquet", ".csv"):
+        return Benchmark("math", file=name)
+    known = f"known are {', '.join(BENCHMARKS)}, and .jsonl, .json, .parquet and .csv files"
+    renio.need(name in BENCHMARKS, f"--benchmarks {name}: unknown; {known}")
     return BENCHMARKS[name]
 
 
-def load_benchmark(name, data_dir=None, limit=None):
-    """The first `limit` problems of a benchmark as dicts of problem, solution and answer, for code also the `test` row.
+def benchmark_limits(args):
+    """{benchmark: how many of its first problems count, None for all}, by --benchmarks (name or name:limit), --limit"""
+    limits = {}
+    for word in args.benchmarks:
+        name, colon, limit = word.partition(":")
+        renio.need(not colon or re.fullmatch("[1-9][0-9]*", limit), f"--benchmarks {word}: no number behind the colon")
+        renio.need(name not in limits, f"--benchmarks {word}: {name} is there twice")
+        limits[name] = min((int(number) for number in (limit, args.limit) if number), default=None)
+    return limits
 
-    Of those that are made here 500 without a limit; of a user's file the columns that renio.read_problems finds. Others
-    come from data_dir or the hub. Raises renio.UserError for an unknown benchmark and for a row that can't be asked or
-    graded.
+
+def load_benchmark(name, data_dir=None, limit=None):
+    """The first problems as dicts of problem, solution, answer and, for code, `test` (the whole row); made ones: 500.
+
+    Raises renio.UserError, naming file and row, for a row that can't be asked or graded.
     """
-    benchmark = benchmark_of(name)
+    benchmark, rows = benchmark_of(name), []
     if name in renio.SYNTHETIC:
         return renio.SYNTHETIC[name](limit or 500, split="test")
     if name == benchmark.file:
         rows = renio.read_problems(name, limit=limit)
         for number, row in enumerate(rows, start=1):
-            if not (row["answer"] or "").strip():
-                raise renio.UserError(f"{name}, row {number}: no answer to grade against, in a column answer or in the "
-                                      "solution's last box")
+            renio.need((row["answer"] or "").strip(), f"{name}, row {number}: no answer to grade against")
         return rows
     source = str(Path(data_dir) / benchmark.file) if data_dir else benchmark.hub_name
-    rows = []
-    for number, raw in enumerate(itertools.islice(renio.read_table(source, benchmark.split), limit), start=1):
-        if not isinstance(raw, dict):
-            raise renio.UserError(f"{source}, row {number}: expected columns, found {type(raw).__name__}")
-        for column in (benchmark.problem, benchmark.gold, *(("test",) if benchmark.task == "code" else ())):
-            if not str(raw.get(column) or "").strip():
-                raise renio.UserError(f"{source}, row {number}: nothing in the column {column}")
-        if benchmark.task == "code" and "inputs = [" not in raw["test"]:
-            raise renio.UserError(f"{source}, row {number}: no inputs in the column test")
+    raws = itertools.islice(renio.read_table(source, benchmark.split, limit), limit)
+    for number, raw in enumerate(raws, start=1):
+        place = f"{source}, row {number}"
+        for column in (benchmark.problem, benchmark.gold):
+            renio.need(str(raw.get(column) or "").strip(), f"{place}: nothing in the column {column}")
+        problem, gold = raw[benchmark.problem], raw[benchmark.gold]
         if benchmark.task == "code":
-            rows.append(dict(problem=code_problem(raw), answer=None, test=raw,
-                             solution=raw[benchmark.gold] if "code" in raw else raw["prompt"] + raw[benchmark.gold]))
+            renio.need("inputs = [" in (raw.get("test") or ""), f"{place}: no inputs in the column test")
+            solution = gold if "code" in raw else problem + gold
+            rows.append(dict(problem=code_problem(raw), answer=None, solution=solution, test=raw))
         else:
-            solution, hashes, answer = str(raw[benchmark.gold]).rpartition("####")  # GSM8K's answer stands behind these
-            rows.append(dict(problem=raw[benchmark.problem], answer=answer.strip(),
-                             solution=raw[benchmark.gold] if hashes else raw.get("solution")))
-    if not rows:
-        raise renio.UserError(f"{source}: no rows")
+            solution, hashes, answer = str(gold).rpartition("####")  # GSM8K's answer stands behind these
+            rows.append(dict(problem=problem, answer=answer.strip(), solution=gold if hashes else raw.get("solution")))
+    renio.need(rows, f"{source}: no rows")
     return rows
 
 
-def benchmark_limits(args):
-    """{benchmark: how many of its first problems, None for all} by --benchmarks (name or name:limit) and --limit."""
-    limits = {}
-    for word in args.benchmarks:
-        name, colon, own = word.partition(":")
-        if colon and not (own.isdecimal() and int(own)):
-            raise renio.UserError(f"--benchmarks {word}: behind the colon stands how many of its problems, 1 or more")
-        if name in limits:
-            raise renio.UserError(f"--benchmarks {word}: {name} is there twice")
-        limits[name] = min((int(limit) for limit in (own, args.limit) if limit), default=None)
-    return limits
-
-
 def code_problem(row):
-    """What a model is asked for a row of HumanEval+ or MBPP+; of the latter with a test, which names the function."""
+    """The problem of a row of HumanEval+ or MBPP+; a problem of MBPP+ holds a test, which names the function."""
     if "entry_point" in row:
         return f"Complete this Python function.\n\n```python\n{row['prompt'].strip()}\n```"
     return f"{row['prompt'].strip()} The program must pass this test:\n\n```python\n{row['test_list'][0]}\n```"
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# The evaluation.
+
+Key = namedtuple("Key", "step benchmark decoding problem sample")  # names an answer; problem, sample: indices from 0
+COMPARED = "model adapter checkpoints benchmarks limit n decoding temperature top_p top_k max_new_tokens thinking"
+COMPARED = [*COMPARED.split(), "privileged", "engine", "dtype", "seed"]  # the flags that change scores
+
+
+def evaluate(args):
+    """Sample the answers that answers.jsonl lacks, grade all, write args.output, print a line for each score."""
+    if not args.answers.exists():  # answers that are there can be graded without a model
+        check_folders(args)
+    problems = {name: load_benchmark(name, args.data_dir, limit) for name, limit in benchmark_limits(args).items()}
+    settings = {flag: getattr(args, flag) for flag in [*COMPARED, "scale", "batch_size"]}
+    settings["checksums"] = {name: checksum(rows) for name, rows in problems.items()}
+    models = models_of(args)
+    if scored_steps(args, settings) >= models.keys():
+        return print(f"{args.output} is there, skipped (remove it to grade its answers anew)")
+    answers = read_answers(args.answers, settings)
+    wanted = [
+        Key(step, name, decoding, problem, sample)
+        for step in models
+        for name, rows in problems.items()
+        for decoding in args.decoding
+        for problem in range(len(rows))
+        for sample in range(args.n if decoding == "sampled" else 1)
+    ]
+    missing = set(wanted) - answers.keys()
+    if missing:
+        sample_answers(args, problems, settings, models, wanted, missing)
+        if args.engine == "vllm":
+            renio.VllmSampler.close()  # grading needs no GPU
+        answers = read_answers(args.answers, settings)
+    groups = {}
+    for key in wanted:
+        groups.setdefault(key[:3], []).append(answers[key])
+    results = [score(*group, problems[group[1]], given) for group, given in groups.items()]
+    for r in results:
+        name = args.label if r["step"] is None else f"{args.label} step {r['step']}"
+        print(f"{name}, {r['benchmark']} {r['decoding']}: {r['avg']:.1%} correct, {r['length']:.1f} tokens an answer")
+    run = dict(label=args.label, train_seed=args.train_seed, settings=settings, results=results)
+    renio.write_json(args.output, run)
+
+
+def models_of(args):
+    """{step: (model, adapter or None)}: what is scored. An adapter's folder stands for the adapter on its base."""
+    folders = {None: args.adapter or args.model}
+    if args.checkpoints:
+        folders = {renio.step_of(folder): str(folder) for folder in reversed(renio.checkpoints(Path(args.checkpoints)))}
+    renio.need(folders, f"--checkpoints {args.checkpoints}: no checkpoint-N in it")
+    models = {}
+    for step, folder in folders.items():
+        base = renio.adapter_base(folder)
+        if base and args.model and args.model != folder:
+            base = args.model
+        models[step] = (base, folder) if base else (folder, None)
+    return models
+
+
+def check_folders(args):
+    """Raise renio.UserError where a flag names a folder that is not there, before a hub is asked for it."""
+    is_path = re.search(r"^(\.|/|~|runs/|results/)|/.*/|(^|/)(final|checkpoint-\d+)/?$", args.model or "")
+    folders = dict(model=is_path and args.model, adapter=args.adapter, checkpoints=args.checkpoints)
+    for flag, folder in folders.items():
+        renio.need(not folder or Path(folder).exists(), f"--{flag} {folder}: there is no such folder")
+    if args.adapter:
+        renio.need(renio.adapter_base(args.adapter), f"--adapter {args.adapter}: no adapter_config.json in it")
+
+
 def checksum(rows):
-    """Names a set of problems: two scores are comparable where it is the same."""
+    """Names a set of problems: two scores can be compared where it is the same."""
     text = json.dumps([[row["problem"], row["answer"], *([row["test"]] if "test" in row else [])] for row in rows])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The evaluation.
-
-
-def evaluate(args):
-    """Sample, grade and score by the flags `args`; writes args.output, and prints a line a benchmark and decoding."""
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Evaluation(args).score(args)
-
-
-def evaluate_checkpoints(args):
-    """Score every checkpoint-N of the run args.checkpoints, each into its own eval.json.
-
-    One that has an eval.json made with the same flags and weights stays as it is. Adapters take turns on one model.
-    """
-    folders, evaluation = renio.checkpoints(Path(args.checkpoints)), None
-    if not folders:
-        raise renio.UserError(f"--checkpoints {args.checkpoints}: no checkpoint-N in it")
-    for folder in reversed(folders):
-        weights = "adapter" if (folder / "adapter_config.json").exists() else "model"
-        if weights == "adapter" and not args.model:
-            raise renio.UserError(f"--checkpoints {args.checkpoints}: these are adapters; name their --model")
-        own = argparse.Namespace(**vars(args) | {"output": folder / "eval.json", "checkpoints": None,
-                                                 weights: str(folder)})
-        if own.output.exists():
-            changed = changed_settings(own)
-            if not changed:
-                continue
-            print(f"{own.output}: made with other {', '.join(changed)}; scored anew")
-        if weights == "model":  # no room for two
-            evaluation = None
-            renio.VllmSampler.close()
-        evaluation = evaluation or Evaluation(own)
-        evaluation.score(own, renio.step_of(folder))
-
-
-NO_SETTINGS = ("output", "device", "data_dir", "vllm_memory", "preflight")  # flags that change no score
-
-
-def weights_of(args):
-    """Checksum of the weights that the flags name, of the model and of the adapter; None for what is in no folder."""
-    return {flag: folder and weights_checksum(Path(folder)) for flag, folder in
-            (("model", args.model), ("adapter", args.adapter))}
-
-
-def weights_checksum(folder):
-    """Names the weights in a folder by its safetensors files; None where there are none, as for a model of the hub."""
+def scored_steps(args, settings):
+    """The steps that args.output has scores of; raises renio.UserError where it was made with other settings."""
+    if not args.output.exists():
+        return set()
     try:
-        recorded = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))  # renio.py's, of each file
-    except (OSError, ValueError):
-        recorded = {}
-    files = sorted(folder.glob("*.safetensors"))
-    checksums = [recorded.get(file.name) or renio.file_checksum(file) for file in files]
-    return hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:16] if files else None
+        run = json.loads(args.output.read_text(encoding="utf-8"))
+        steps, old = {result["step"] for result in run["results"]}, run["settings"]
+    except (ValueError, KeyError, TypeError):
+        raise renio.UserError(f"{args.output} is not of this eval.py: remove it, or name another --output") from None
+    refuse_other_settings([args.output, args.answers], old, settings)
+    return steps
 
 
-def changed_settings(args):
-    """Names of the flags, and "weights", by which args.output was made otherwise than `args` would make it."""
-    old, weights = read_scored(args.output).settings, weights_of(args)
-    # a batch is made smaller where memory asks for it; weights that have a checksum may lie anywhere
-    unchecked = {*NO_SETTINGS, "batch_size", "adapter", *(["model"] if weights["model"] else [])}
-    now = {flag: value for flag, value in vars(args).items() if flag not in unchecked} | dict(weights=weights)
-    return [name for name, value in now.items() if old.get(name) != value]
+def read_answers(path, settings):
+    """{Key: answer} of an answers.jsonl, less a last line that a kill cut short; its settings go into `settings`.
 
-
-class Evaluation:
-    """Problems, their prompts, and a model to sample from, which `score` gives an adapter where the flags name one."""
-
-    def __init__(self, args):
-        self.args = args
-        if args.adapter and not (Path(args.adapter) / "adapter_config.json").exists():
-            raise renio.UserError(f"--adapter {args.adapter}: no adapter_config.json in it")
-        self.rows = {name: load_benchmark(name, args.data_dir, limit) for name, limit in benchmark_limits(args).items()}
-        for name, rows in self.rows.items():
-            if args.privileged and not all(row["solution"] for row in rows):
-                raise renio.UserError(f"--privileged: {name} has no worked solutions to put in the prompt")
-        self.tokenizer = renio.load_tokenizer(args.model)
-        self.prompts = {name: [self.prompt(benchmark_of(name).task, row) for row in rows]
-                        for name, rows in self.rows.items()}
-        longest = max(len(prompt) for prompts in self.prompts.values() for prompt in prompts) + args.max_new_tokens
-        self.sampler, self.batch_size = load_sampler(args, longest)
-        self.eos_ids = renio.end_ids(self.sampler, self.tokenizer)
-
-    def prompt(self, task, row):
-        template = self.args.prompt or renio.PROMPTS[task][self.args.privileged]
-        return renio.prompt_ids(self.tokenizer, renio.fill_prompt(template, row), self.args.thinking)
-
-    def score(self, args, step=None):
-        """Score by flags that differ from those of __init__ in adapter and output alone; writes args.output.
-
-        Each batch of answers is kept in args.output + ".partial" as it is done, where an interrupted evaluation with
-        the same settings goes on. step: of the training, where the model is a checkpoint; for the report.
-        """
-        if args.adapter:
-            self.sampler.load_adapter(args.adapter)
-        settings = {k: v for k, v in vars(args).items() if k not in NO_SETTINGS} | dict(
-            batch_size=self.batch_size,
-            weights=weights_of(args),
-            checksums={name: checksum(rows) for name, rows in self.rows.items()},
-            sources={name: f"{b.hub_name or name} ({b.licence})" for name in self.rows for b in [benchmark_of(name)]},
-            prompts={name: self.tokenizer.decode(prompts[0]) for name, prompts in self.prompts.items()},
-            versions={name: renio.version_of(name) for name in sorted({"torch", "transformers", args.engine})})
-        print(f"first prompt: {next(iter(settings['prompts'].values()))!r}", flush=True)
-        if self.batch_size < args.batch_size:
-            print(f"--batch_size {args.batch_size}: {self.batch_size} instead, as many as memory holds")
-        self.partial = Path(f"{args.output}.partial")
-        self.done = resume_partial(self.partial, settings)
-        results = [self.result(name, decoding) for name in self.rows for decoding in args.decoding]
-        renio.write_json(args.output, dict(label=args.label, train_seed=args.train_seed, step=step, settings=settings,
-                                           results=results))
-        self.partial.unlink()
-        for r in results:
-            print(f"{args.label} {r['benchmark']} {r['decoding']}: Avg@{r['n']} {percent(r['avg'], r['avg_interval'])}"
-                  f", {r['length']:.1f} tokens, {100 * r['truncation_rate']:.1f} % truncated -> {args.output}")
-
-    def result(self, name, decoding):
-        """Scores and answers of one benchmark under one decoding, as they stand in eval.json."""
-        args, rows, prompts, n = self.args, self.rows[name], self.prompts[name], self.samples(name, decoding)
-        # the longest prompts first: batches of like lengths, and what does not fit fails at once
-        order = sorted((p for p in range(len(rows)) for _ in range(n)), key=lambda p: -len(prompts[p]))
-        answers = [[] for _ in rows]
-        right = count = tokens = seconds = 0
-        with tqdm(total=len(order), desc=f"{args.label} {name} {decoding}", unit="answer", mininterval=1.0) as bar:
-            for start in range(0, len(order), self.batch_size):
-                problems, key = order[start : start + self.batch_size], f"{name} {decoding} {start}"
-                if key not in self.done:
-                    self.done[key] = self.batch(name, decoding, start, problems, args.max_new_tokens)
-                    with self.partial.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"key": key, **self.done[key]}) + "\n")
-                    tokens += sum(answer["tokens"] for answer in self.done[key]["answers"])
-                for p, answer in zip(problems, self.done[key]["answers"], strict=True):
-                    answers[p].append(answer)
-                    right, count = right + answer["right"], count + 1
-                seconds += self.done[key]["seconds"]
-                bar.update(len(problems))
-                bar.set_postfix(score=f"{100 * right / count:.1f}",
-                                tokens_per_s=f"{tokens / (bar.format_dict['elapsed'] or 1):.0f}")
-        recorded = [{k: v for k, v in row.items() if k != "test"} for row in rows]
-        scores = scores_of_answers(answers, boxes_equal(name))
-        if name == "arith":
-            scores |= error_shares(rows, answers)
-        return dict(benchmark=name, decoding=decoding, n=n, **scores, seconds=seconds,
-                    problems=[dict(row, answers=a) for row, a in zip(recorded, answers, strict=True)])
-
-    def samples(self, name, decoding):
-        """How many answers a problem has."""
-        of_scale = 4 if benchmark_of(name).task == "code" else PRESETS[self.args.scale]["n"]
-        return 1 if decoding == "greedy" else self.args.n or of_scale
-
-    def batch(self, name, decoding, start, problems, max_new_tokens):
-        """Answers to the problems (indices of rows, one an answer), sampled and graded, and the seconds they took."""
-        args, task, began = self.args, benchmark_of(name).task, time.perf_counter()
-        completions = self.sampler(
-            [self.prompts[name][p] for p in problems], max_new_tokens, self.eos_ids,
-            args.temperature if decoding == "sampled" else 0, args.top_p, args.top_k,
-            seed=args.seed * 1_000_000 + start)
-        grade = functools.partial(grade_answer, self.tokenizer, self.eos_ids, task)
-        # a verdict on code waits for processes of its own; the math grader has one worker for all
-        with ThreadPoolExecutor(processors()) as pool:
-            answers = list((pool.map if task == "code" else map)(grade, completions,
-                                                                 [self.rows[name][p] for p in problems]))
-        return dict(answers=answers, seconds=time.perf_counter() - began)
-
-
-def load_sampler(args, longest):
-    """What samples, still without args.adapter, and how many answers at a time.
-
-    longest: tokens of the longest prompt and its answer.
+    Raises renio.UserError where it was made with other settings than these.
     """
-    if args.engine == "vllm":  # it bounds its memory itself
-        lora_r = json.loads((Path(args.adapter) / "adapter_config.json").read_text())["r"] if args.adapter else 0
-        return renio.VllmSampler("--engine", args.model, args.dtype, args.device, longest, args.vllm_memory,
-                                 lora_r), args.batch_size
-    sampler = TransformersSampler(args)
-    return sampler, min(args.batch_size, rows_that_fit(sampler.model, longest, args.device))
+    data = path.read_bytes() if path.exists() else b""
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+    answers = {}
+    for number, line in enumerate(data[:whole].splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if number == 1:
+                refuse_other_settings([path], row["settings"], settings)
+                settings |= row["settings"]
+            else:
+                answers[Key(*(row[field] for field in Key._fields))] = row
+        except (ValueError, KeyError, TypeError):
+            raise renio.UserError(f"{path}, line {number}: not an answer; remove the file to sample anew") from None
+    return answers
+
+
+def refuse_other_settings(files, old, new):
+    """Raise renio.UserError, with flags and values, where the first file was made with other settings or problems."""
+    changed = [f"--{flag} {old.get(flag)}, now {new[flag]}" for flag in COMPARED if old.get(flag) != new[flag]]
+    for name, now in new["checksums"].items() if not changed else ():  # a limit changes the problems too
+        if old["checksums"][name] != now:
+            changed.append(f"other problems of {name} (checksum {old['checksums'][name]}, now {now})")
+    there = " and ".join(str(file) for file in files if file.exists())
+    renio.need(not changed, f"{files[0]} was made with {'; '.join(changed)}: remove {there}, or name another --output")
+
+
+def sample_answers(args, problems, settings, models, wanted, missing):
+    """Sample the `missing` ones of the `wanted` Keys, and append each answer to answers.jsonl as soon as it ends.
+
+    problems: {benchmark: rows}. models: {step: (model, adapter)}. settings get the first prompts and the versions.
+    """
+    tokenizer = renio.load_tokenizer(next(iter(models.values()))[0])
+    prompts = {}  # (benchmark, problem): token ids
+    for name, rows in problems.items():
+        template = renio.PROMPTS[benchmark_of(name).task][args.privileged]
+        for problem, row in enumerate(rows):
+            renio.need(row["solution"] or not args.privileged, f"--privileged: {name} has no worked solutions")
+            prompts[name, problem] = renio.prompt_ids(tokenizer, renio.fill_prompt(template, row), args.thinking)
+    settings["prompts"] = {name: tokenizer.decode(prompts[name, 0]) for name in problems}
+    settings["versions"] = {name: renio.version_of(name) for name in ("torch", "transformers", args.engine)}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    there = len(wanted) - len(missing)
+    with (
+        args.answers.open("a", encoding="utf-8", buffering=1) as file,  # written line by line
+        tqdm(desc=args.label, total=len(wanted), initial=there, unit="answer") as bar,
+    ):
+        if file.tell() == 0:
+            file.write(json.dumps(dict(settings=settings)) + "\n")
+        for key, answer in new_answers(args, tokenizer, prompts, models, wanted, missing):
+            if key in missing:  # else it was written before a kill
+                missing.remove(key)
+                file.write(json.dumps(key._asdict() | answer) + "\n")
+                bar.update()
+
+
+def new_answers(args, tokenizer, prompts, models, wanted, missing):
+    """Yield (Key, answer) as each answer ends; seconds: since the one before. Adapters take turns on one model."""
+    longest = max(map(len, prompts.values())) + args.max_new_tokens
+    sampler, loaded = None, None
+    for step, (model, adapter) in models.items():
+        if not any(key.step == step for key in missing):
+            continue
+        if model != loaded:
+            sampler = None  # there may be no room for two models
+            sampler, loaded = load_sampler(args, model, models, longest), model
+        if adapter:
+            sampler.load_adapter(adapter)
+        eos_ids = renio.end_ids(sampler, tokenizer)
+        for decoding in args.decoding:
+            keys = [key for key in wanted if (key.step, key.decoding) == (step, decoding)]
+            # the longest prompts first: batches of like lengths, and what does not fit into memory fails at once
+            keys.sort(key=lambda key: -len(prompts[key.benchmark, key.problem]))
+            sampling = [args.temperature if decoding == "sampled" else 0, args.top_p, args.top_k]
+            for batch, seed in batches(args, keys, missing):
+                asked, before = [prompts[key.benchmark, key.problem] for key in batch], time.perf_counter()
+                for index, completion in sampler(asked, args.max_new_tokens, eos_ids, *sampling, seed):
+                    text, now = renio.decode(tokenizer, completion, eos_ids), time.perf_counter()
+                    cut = completion[-1] not in eos_ids
+                    yield batch[index], dict(text=text, tokens=len(completion), truncated=cut, seconds=now - before)
+                    before = now
+
+
+def batches(args, keys, missing):
+    """Yield each batch of Keys that holds missing answers, and its seed.
+
+    transformers: a batch is seeded by its place in the order, so one that a kill cut short is sampled again as a whole
+    and gives the same answers. vLLM: one batch, with a seed for each answer.
+    """
+    if args.engine == "vllm":
+        batch = [key for key in keys if key in missing]
+        if batch:
+            yield batch, [random.Random(f"{args.seed} {key[1:]}").getrandbits(63) for key in batch]
+        return
+    for start in range(0, len(keys), args.batch_size):
+        batch = keys[start : start + args.batch_size]
+        if not missing.isdisjoint(batch):
+            yield batch, args.seed * 1_000_000 + start
+
+
+def load_sampler(args, model, models, longest):
+    """What samples from this model, still without an adapter. longest: tokens of the longest prompt and its answer."""
+    if args.engine == "transformers":
+        return TransformersSampler(model, args.dtype)
+    renio.VllmSampler.close()
+    configs = [Path(adapter) / "adapter_config.json" for _, adapter in models.values() if adapter]
+    lora_r = max((json.loads(config.read_text(encoding="utf-8"))["r"] for config in configs), default=0)
+    return renio.VllmSampler("--engine", model, args.dtype, longest, args.vllm_memory, args.batch_size, lora_r)
 
 
 class TransformersSampler:
-    """renio.sample with its model, called and given adapters like a renio.VllmSampler."""
+    """renio.sample with its model; called and given adapters like a renio.VllmSampler."""
 
-    def __init__(self, args):
-        self.model = renio.load_model(args.model, args.dtype, args.device)
+    def __init__(self, model, dtype):
+        self.model = renio.load_model(model, dtype, renio.pick_device())
         self.generation_config = self.model.generation_config
 
     def load_adapter(self, folder):
@@ -368,229 +362,111 @@ class TransformersSampler:
         from peft import PeftModel
 
         base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
-        self.model = PeftModel.from_pretrained(base, folder, use_safetensors=True).to(base.device).eval()
+        try:
+            self.model = PeftModel.from_pretrained(base, folder, use_safetensors=True).to(base.device).eval()
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise renio.UserError(f"the adapter {folder} does not fit {base.name_or_path}: {reason}") from None
 
-    def __call__(self, *args, **named):
-        return renio.sample(self.model, *args, **named)
-
-
-def rows_that_fit(model, tokens, device):
-    """How many answers of so many tokens, prompt included, half of the device's memory holds beside the model."""
-    cache = tokens * renio.cache_bytes(model.config, next(model.parameters()).element_size())
-    logits = 6 * model.config.vocab_size * 4
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return max(1, int((renio.device_memory(device) * 1e9 / 2 - weights) // (cache + logits)))
+    def __call__(self, *args):
+        return renio.sample(self.model, *args)
 
 
-def resume_partial(partial, settings):
-    """Batches that an interrupted evaluation with the same settings left, by key; else starts the file anew."""
-    if partial.exists():
-        lines = partial.read_text(encoding="utf-8").split("\n")[:-1]  # a line cut short by the interruption has no end
-        if lines and json.loads(lines[0]) == settings:
-            partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            print(f"going on with {partial}: {len(lines) - 1} batches done")
-            return {batch.pop("key"): batch for batch in map(json.loads, lines[1:])}
-    partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    return {}
-
-
-class Verdict(NamedTuple):
-    """Of a grader: whether an answer is right, and why or why not, in one line."""
-
-    passed: bool
-    reason: str
-
-
-def grade_answer(tokenizer, eos_ids, task, completion, row):
-    """What is recorded of an answer (token ids) to a row of a benchmark."""
-    text = tokenizer.decode(completion, skip_special_tokens=True)
-    if task == "code":
-        verdict = grade_code(row["test"], text)
-    else:
-        reason = (renio.arith_verdict if task == "arith" else renio.math_verdict)(text, row["answer"])
-        verdict = Verdict(reason == "equal", reason)
-    boxed = None if task == "code" else renio.extract_boxed(text)
-    if task == "arith" and boxed is not None:  # what the majority is of
-        boxed = "".join(renio.arith_results(text).values())
-    return dict(text=text, boxed=boxed, right=verdict.passed, reason=verdict.reason, tokens=len(completion),
-                truncated=completion[-1] not in eos_ids, markers=count_markers(text),
-                **(wrong_results(text, row) if task == "arith" else {}))
-
-
-MARKERS = ("but wait hmm perhaps maybe actually seems might likely check alternatively however though again").split()
-MARKER_PATTERN = re.compile(rf"\b(?:{'|'.join(MARKERS)})\b", re.IGNORECASE)
-
-
-def count_markers(text):
-    """How many reflection markers (the paper's list, Appendix C) stand in the text, as whole words in any case."""
-    return len(MARKER_PATTERN.findall(text))
-
-
+Verdict = namedtuple("Verdict", "passed reason")  # of a grader: whether an answer is correct, and why or why not
+MARKERS = "but wait hmm perhaps maybe actually seems might likely check alternatively however though again".split()
+MARKER_PATTERN = re.compile(rf"\b(?:{'|'.join(MARKERS)})\b", re.IGNORECASE)  # the paper's list, Appendix C
 ERRORS = dict(taught="taught operations", gap="gaps")  # kinds of operations: the base was taught them, or not
 
 
-@functools.cache  # asked for each answer to a problem
-def operations_by_kind(problem):
-    """The steps of a problem of the arithmetic world, (name, operation), by kind."""
-    words, gaps, steps = problem.split(), renio.operation_gaps(), {kind: [] for kind in ERRORS}
-    for name, operation in zip(words[::2], words[1::2], strict=True):
-        steps["gap" if operation in gaps else "taught"].append((name, operation))
-    return steps
+def score(step, name, decoding, rows, answers):
+    """Scores of one benchmark and decoding, as they stand in eval.json. answers: those to the first row come first."""
+    n, task, mean = len(answers) // len(rows), benchmark_of(name).task, statistics.fmean
+    graded = [(answer["text"], rows[answer["problem"]]) for answer in answers]
+    verdicts = grade(task, graded)
+    correct = [sum(verdict.passed for verdict in verdicts[i : i + n]) for i in range(0, len(verdicts), n)]
+    scores = dict(step=step, benchmark=name, decoding=decoding, n=n, avg=sum(correct) / len(answers))
+    scores["per_problem"] = [count / n for count in correct]
+    for k in sorted({2, 4, 8, n} & set(range(2, n + 1))):  # Chen et al. 2021, Eq. 1
+        scores[f"pass@{k}"] = mean(1 - math.comb(n - c, k) / math.comb(n, k) for c in correct)
+    scores["length"] = mean(answer["tokens"] for answer in answers)
+    scores["truncation_rate"] = mean(answer["truncated"] for answer in answers)
+    scores["format_rate"] = mean(renio.extract_boxed(text) is not None for text, _ in graded)
+    scores["unparsable_rate"] = mean(verdict.reason == "unparsable" for verdict in verdicts)
+    scores["markers"] = mean(len(MARKER_PATTERN.findall(text)) for text, _ in graded)
+    scores["seconds"] = sum(answer["seconds"] for answer in answers)
+    return scores | (error_shares(graded) if task == "arith" else {})
 
 
-def wrong_results(text, row):
-    """How many of an answer's results are wrong, by kind of operation.
-
-    The last result that is written of a step counts, which is that of a re-check; one that is missing is wrong.
-    """
-    written = renio.arith_results(text)
-    return {f"wrong_{kind}": sum(written.get(name) != str(renio.result_of(operation)) for name, operation in steps)
-            for kind, steps in operations_by_kind(row["problem"]).items()}
-
-
-def error_shares(rows, answers):
-    """Share of wrong results among all operations of a kind, from the answers to each row."""
-    counts = {kind: sum(len(operations_by_kind(row["problem"])[kind]) for row in rows) for kind in ERRORS}
-    return {f"{kind}_error": sum(a[f"wrong_{kind}"] for row in answers for a in row) / len(answers[0]) / counts[kind]
-            for kind in ERRORS}
+def grade(task, graded):
+    """A Verdict for each pair of an answer's text and its problem's row."""
+    if task == "code":
+        with ThreadPoolExecutor(processors()) as pool:  # a verdict waits for processes of its own
+            verdicts = pool.map(lambda pair: grade_code(pair[1]["test"], pair[0]), graded)
+            return list(tqdm(verdicts, desc="grading", total=len(graded), unit="answer"))
+    verdict = renio.arith_verdict if task == "arith" else renio.math_verdict
+    reasons = [verdict(text, row["answer"]) for text, row in graded]  # in this thread, since math-verify sets alarms
+    return [Verdict(reason == "equal", reason) for reason in reasons]
 
 
-def boxes_equal(benchmark):
-    """What says whether two boxes hold one answer: as mathematics, or in the arithmetic world by their text."""
-    if benchmark_of(benchmark).task != "math":
-        return str.__eq__
-    return functools.cache(lambda a, b: renio.answer_verdict(a, b) == "equal")
-
-
-def scores_of_answers(answers, equal=str.__eq__):
-    """Scores of one benchmark from the answers (a list a problem), fractions with 95 % intervals over problems.
-
-    equal: whether two boxes hold one answer, for the majority. Code has no box, and so no majority: None.
-    """
-    def same(a, b):
-        return a["right"] == b["right"] and (a["right"] or a["boxed"] == b["boxed"] or equal(a["boxed"], b["boxed"]))
-
-    n = len(answers[0])
-    flat = [a for row in answers for a in row]
-    right = [sum(a["right"] for a in row) for row in answers]
-    per_problem = dict(avg=[c / n for c in right])
-    for k in sorted({1, 2, 4, 8, n}):
-        if k <= n:
-            per_problem[f"pass@{k}"] = [pass_at_k(n, c, k) for c in right]
-    if any(a["boxed"] is not None for a in flat):
-        chosen = [majority_answer([a for a in row if a["boxed"] is not None], same) for row in answers]
-        per_problem["majority"] = [answer is not None and answer["right"] for answer in chosen]
-    scores = dict(majority=None, majority_interval=None)
-    for name, values in per_problem.items():
-        scores |= {name: float(np.mean(values)), f"{name}_interval": bootstrap_interval(values)}
-    return scores | dict(
-        length=float(np.mean([a["tokens"] for a in flat])),
-        truncation_rate=float(np.mean([a["truncated"] for a in flat])),
-        format_rate=float(np.mean([a["boxed"] is not None for a in flat])),
-        unparsable_rate=float(np.mean([a["reason"] == "unparsable" for a in flat])),
-        markers=float(np.mean([a["markers"] for a in flat])))
+def error_shares(graded):
+    """Share of wrong or missing results among all operations of a kind; the last result counts, that of a re-check."""
+    gaps, wrong, count = set(renio.operation_gaps()), Counter(), Counter()
+    for text, row in graded:
+        results, words = renio.arith_results(text), row["problem"].split()
+        for name, operation in zip(words[::2], words[1::2], strict=True):
+            kind = "gap" if operation in gaps else "taught"
+            count[kind] += 1
+            wrong[kind] += results.get(name) != str(renio.result_of(operation))
+    return {f"{kind}_error": wrong[kind] / max(1, count[kind]) for kind in ERRORS}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The preflight: what can fail, before hours are spent. A check returns what later ones need, and its line.
+# Rollouts in the terminal.
 
-MEAN_TOKENS = 15_000  # of an answer with thinking on, by which run_all.sh estimates hours too
-
-
-def preflight(args):
-    """Check what scoring by the flags `args` needs, a line each, then the hours it will take. Returns the exit code.
-
-    Nothing is written. Of --checkpoints the model is tried without adapter, since they may not be there yet.
-    """
-    failed = []
-
-    def check(name, function, *more):
-        try:
-            found, line = function(args, *more)
-        except Exception as error:  # whatever a hub's client, a model's code or an engine raises
-            kind = "" if isinstance(error, renio.UserError) else f"{type(error).__name__}: "
-            advice = "; lower --batch_size or take a smaller model" * ("out of memory" in str(error))
-            renio.check_line("FAILED", f"{name}: {kind}{' '.join(str(error).split())}{advice}")
-            failed.append(name)
-            return None
-        renio.check_line("ok", f"{name}: {line}")
-        return found
-
-    loadable = [check("engine", find_engine), check("model", check_model)]
-    limits = benchmark_limits(args)
-    rows = {word: check(f"benchmark {word}", check_benchmark, *limit)
-            for word, limit in zip(args.benchmarks, limits.items(), strict=True)}
-    rows = {word: row for word, row in rows.items() if row}
-    if any(name not in BENCHMARKS or BENCHMARKS[name].task != "code" for name in limits):
-        check("math-verify", check_math_verify)
-    for word, row in rows.items():
-        if "test" in row:
-            check(f"sandbox, {word}", check_sandbox, row)
-    hours = check("answers", check_answers, list(rows)) if rows and all(loadable) else None
-    if not failed:
-        print(f"expected: {hours:.2f} hours")
-    return int(bool(failed))
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # by which a model's answer could write to the terminal
 
 
-def find_engine(args):
-    """Choose args.device where no flag does. Raises UserError where the engine or the device is not there."""
-    if args.engine == "vllm":
-        renio.need_vllm("--engine")
-    args.device = renio.pick_device(args.device)
-    return args.device, f"{args.engine} {renio.version_of(args.engine)} on {args.device}"
+def show(folder, step=None):
+    """Print four rollouts of a run's step (without one: its last): the highest weight, two between, the lowest."""
+    log, colour = folder / "rollouts.jsonl", sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    renio.need(log.exists(), f"show {folder}: no rollouts.jsonl in it; train with --save_rollouts True")
+    rollouts = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    steps = sorted({rollout["step"] for rollout in rollouts})
+    renio.need(step is None or step in steps, f"show --step {step}: {log} has the steps {', '.join(map(str, steps))}")
+    homes = [home for home in (folder / "final", *renio.checkpoints(folder)) if home.exists()]
+    renio.need(homes, f"show {folder}: neither final/ nor a checkpoint-N/ is in it, whose tokenizer is needed")
+    tokenizer = renio.load_tokenizer(str(homes[0]))
+    threshold = json.loads((folder / "config.json").read_text(encoding="utf-8"))["flags"]["threshold"]
+    step = steps[-1] if step is None else step
+    ordered = sorted((r for r in rollouts if r["step"] == step), key=lambda rollout: -rollout["renio_weight"])
+    marked = "underlined; the redder a token, the larger its log-ratio" if colour else "in [brackets]"
+    print(f"{folder}, step {step}: {len(ordered)} rollouts; key tokens (log-ratio above {threshold}) are {marked}")
+    last = len(ordered) - 1
+    for place in sorted({0, last // 3, 2 * last // 3, last}):
+        rollout = ordered[place]
+        verdict = {True: "correct", False: "incorrect", None: "not graded"}[rollout["correct"]]
+        cut, key_tokens = ", cut off" if rollout["truncated"] else "", rollout["key_tokens"]
+        print(f"\nweight {rollout['renio_weight']:.2f} (#{place + 1}), {verdict}{cut}, {key_tokens} key tokens")
+        print("prompt:  " + CONTROL.sub(" ", textwrap.shorten(rollout["problem"], 400)))
+        print("student: " + shaded(tokenizer, rollout["completion"], rollout["log_ratios"], threshold, colour))
 
 
-def check_model(args):
-    from transformers import AutoConfig
-
-    tokenizer, shape = renio.load_tokenizer(args.model), AutoConfig.from_pretrained(args.model)
-    renio.prompt_ids(tokenizer, "", args.thinking)  # that it has a chat template
-    return shape, f"{args.model}, {shape.model_type} with {len(tokenizer):,} tokens: configuration and tokenizer"
-
-
-def check_benchmark(args, name, limit):
-    rows = load_benchmark(name, args.data_dir, limit)
-    return rows[0], f"{len(rows)} problems, checksum {checksum(rows)}"
-
-
-def check_math_verify(args):
-    if renio.math_verdict(r"\boxed{\frac{1}{2}}", r"\frac{2}{4}") != "equal":
-        raise renio.UserError("takes 1/2 and 2/4 for different; install the version of requirements.txt")
-    return True, "takes 1/2 and 2/4 for equal"
-
-
-def check_sandbox(args, row):
-    verdict = grade_code(row["test"], f"```python\n{row['solution']}\n```")
-    if not verdict.passed:
-        raise renio.UserError(f"the first problem's own solution fails ({verdict.reason}), so code can't be graded "
-                              "here or by this file; leave it out of --benchmarks")
-    return True, "the first problem's own solution passes"
-
-
-def check_answers(args, words):
-    """A short answer to the first problem of each benchmark (words of --benchmarks), and the hours of all answers.
-
-    Hours: batches x MEAN_TOKENS of an answer x seconds a token, timed on a batch of copies of the first problem.
-    """
-    evaluation = Evaluation(argparse.Namespace(**vars(args) | dict(benchmarks=words)))
-    if args.adapter:
-        evaluation.sampler.load_adapter(args.adapter)
-    tokens, batches, largest = min(16, args.max_new_tokens), 0, 0
-    for name, rows in evaluation.rows.items():
-        evaluation.batch(name, args.decoding[0], 0, [0], tokens)
-        for decoding in args.decoding:
-            answers = len(rows) * evaluation.samples(name, decoding)
-            batches += math.ceil(answers / evaluation.batch_size)
-            largest = max(largest, min(answers, evaluation.batch_size))
-    prompt, seconds = next(iter(evaluation.prompts.values()))[0], []
-    for length in (1, tokens):
-        began = time.perf_counter()
-        evaluation.sampler([prompt] * largest, length, [], seed=args.seed)  # that no token ends
-        seconds.append(time.perf_counter() - began)
-    step = max(0.0, seconds[1] - seconds[0]) / max(1, tokens - 1)
-    hours = step * min(MEAN_TOKENS, args.max_new_tokens) * batches / 3600
-    return hours, (f"{tokens} tokens on each benchmark; a token of {largest} answers at once takes {1000 * step:.1f} "
-                   f"ms; {batches} batches in all")
+def shaded(tokenizer, ids, log_ratios, threshold, colour, most=300):
+    """The first tokens of a rollout as text: key tokens marked, and with colour all shaded by their log-ratio."""
+    text, before = "", ""
+    for end, log_ratio in zip(range(1, min(most, len(ids)) + 1), log_ratios, strict=False):
+        now = tokenizer.decode(ids[:end])
+        if now.endswith("\ufffd") and end < len(ids):
+            continue  # part of a letter, which is printed with its last token
+        space, token = re.fullmatch(r"(\s*)(.*)", CONTROL.sub(" ", now[len(before) :]), re.DOTALL).groups()
+        before, is_key = now, log_ratio > threshold
+        if colour and (is_key or log_ratio > 0.2):
+            pale = 215 - int(48 * min(max(log_ratio, 0), 4))  # the redder, the larger, up to 4 nats
+            token = f"\033[48;2;255;{pale};{pale};38;2;0;0;0{';1;4' if is_key else ''}m{token}\033[0m"
+        elif is_key:
+            token = f"[{token} {log_ratio:+.1f}]"
+        text += space + token
+    return text + (f" ... and {len(ids) - most} more tokens" if len(ids) > most else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2445,15 +2321,16 @@ def chapter(scores):
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line.
 
-PRESETS = {  # of --scale, for flags that are not given
-    "micro": dict(benchmarks=["arith"], n=4, max_new_tokens=58, batch_size=250, dtype="float32"),
-    "small": dict(benchmarks=["products"], n=1, max_new_tokens=80, batch_size=125, dtype="float32"),
-    "one": dict(benchmarks=["gsm8k:250", "math500"], n=4, max_new_tokens=2048, batch_size=256, dtype="bfloat16",
-                thinking=False, decoding=["sampled", "greedy"]),
-    "paper": dict(benchmarks=["aime24", "aime25", "hmmt25"], n=12, max_new_tokens=38912, batch_size=36,
-                  dtype="bfloat16"),
+BOTH = ["sampled", "greedy"]
+SCALES = {  # settings for flags that are not given; math, code: the benchmarks of --task
+    "micro": dict(math=["arith"], n=4, decoding=BOTH, max_new_tokens=58, batch_size=250, dtype="float32"),
+    "small": dict(math=["products"], n=1, decoding=BOTH, max_new_tokens=80, batch_size=125, dtype="float32"),
+    "one": dict(math=["gsm8k:250", "math500"], n=4, decoding=BOTH, max_new_tokens=2048, batch_size=256, thinking=False),
+    "paper": dict(
+        math=["aime24", "aime25", "hmmt25"], n=12, decoding=["sampled"], max_new_tokens=38912, batch_size=512
+    ),
 }
-LARGEST = 2**31 - 1  # that vLLM's and torch's integers hold
+SCALES["one"]["code"] = SCALES["paper"]["code"] = ["humaneval+", "mbpp+"]  # with 4 answers each
 
 
 class Parser(argparse.ArgumentParser):
@@ -2461,99 +2338,109 @@ class Parser(argparse.ArgumentParser):
         raise renio.UserError(f"{message} (--help lists the flags)")
 
 
-def parse_args(argv):
-    """The flags of an evaluation. Raises renio.UserError for values out of bounds and for flags that contradict."""
-    parser = Parser(prog="eval.py", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, bounds = parser.add_argument, {}
-
-    def number(flag, low, high, text, **settings):
-        bounds[flag] = low, high, text
-        add(flag, type=type(low), help=text, **settings)
-
-    add("--model", help="folder or hub name")
-    add("--adapter", help="folder of a peft adapter on the model")
-    add("--checkpoints", help="score every checkpoint-N of this run instead, each into its own eval.json")
-    add("--scale", choices=list(PRESETS), default="micro", help="preset of the flags below; explicit flags win")
-    add("--benchmarks", nargs="+", help=f"of {', '.join(BENCHMARKS)}, or your own .jsonl, .json or .parquet with "
-        "the columns problem and answer; gsm8k:250 takes the first 250 problems of it")
+def make_parser():
+    """The parser of an evaluation's flags, in groups."""
+    usage, layout = "eval.py --scale SCALE --model MODEL --output RUN/eval.json", argparse.RawDescriptionHelpFormatter
+    parser = Parser("eval.py", usage, __doc__, formatter_class=layout, allow_abbrev=False)
+    add = parser.add_argument_group("what is scored").add_argument
+    add("--model", help="folder or hub name; an adapter's folder stands for the adapter on its base model")
+    add("--adapter", type=os.path.normpath, help="folder of a peft adapter for --model")
+    add("--checkpoints", type=os.path.normpath, help="score every checkpoint-N of this run, into RUN/eval.json")
+    add = parser.add_argument_group("problems").add_argument
+    add("--scale", choices=list(SCALES), help="settings for all flags that are not given (SCALES in eval.py)")
+    add("--task", choices=["math", "code"], default="math", help="which of the scale's benchmarks")
+    known = f"of {', '.join(BENCHMARKS)}, or files of problems and answers; gsm8k:250 takes the first 250 problems"
+    add("--benchmarks", nargs="+", help=known)
     add("--data_dir", help="read benchmarks from files there instead of the hub")
-    number("--limit", 1, LARGEST, "score only the first problems of each")
-    number("--n", 1, 10**5 - 1, "samples a problem; without it the scale's, for code 4")
-    add("--decoding", nargs="+", choices=["sampled", "greedy"], help="greedy takes one a problem")
-    number("--temperature", 0.01, 100, "of sampled decoding; greedy: --decoding greedy", default=1.0)
-    number("--top_p", 1e-6, 1, "nucleus of sampled decoding; 1: off", default=0.95)
-    number("--top_k", 0, LARGEST, "sampled decoding draws from the k likeliest tokens only; 0: off", default=0)
-    number("--max_new_tokens", 1, LARGEST, "longest answer")
+    add("--limit", type=int, help="score only the first problems of each benchmark")
+    add = parser.add_argument_group("answers").add_argument
+    add("--n", type=int, help="sampled answers per problem; greedy decoding gives one")
+    add("--decoding", nargs="+", choices=["sampled", "greedy"], help="one or both")
+    add("--temperature", type=float, default=1.0, help="of sampled decoding")
+    add("--top_p", type=float, default=0.95, help="nucleus of sampled decoding; 1: off")
+    add("--top_k", type=int, default=0, help="sampled decoding draws from the k likeliest tokens; 0: off")
+    add("--max_new_tokens", type=int, help="longest answer")
     add("--thinking", action=argparse.BooleanOptionalAction, help="thinking mode of the chat template")
-    add("--prompt", help="message with {problem} in it, or @file; without it the one for the benchmark's task")
-    add("--privileged", action="store_true", help="put the reference solution in the prompt: scores OPSD's teacher")
-    number("--batch_size", 1, LARGEST, "answers sampled at a time")
+    add("--privileged", action="store_true", help="put the worked solution in the prompt: scores OPSD's teacher")
+    add("--seed", type=int, default=0, help="of the sampling")
+    add = parser.add_argument_group("machine").add_argument
     add("--engine", choices=["transformers", "vllm"], default="transformers", help="what samples the answers")
-    number("--vllm_memory", 0.001, 0.999, "share of the GPU's memory for engine vllm", default=0.9)
     add("--dtype", choices=["float32", "bfloat16"], help="of the weights")
-    add("--device", help="cuda or cpu; without it cuda where there is one")
-    number("--seed", 0, LARGEST, "of the sampling", default=0)
-    add("--label", help="the method's name in the report; without it that of the run or the model")
-    number("--train_seed", 0, LARGEST, "the training seed, for the report", default=0)
-    add("--output", help="the .json to write")
-    add("--preflight", action="store_true", help="only check what this scoring needs, and estimate its hours")
-    args = parser.parse_args(argv)
-    for flag, (low, high, text) in bounds.items():
-        value = getattr(args, flag.removeprefix("--"))
-        if value is not None and not low <= value <= high:
-            raise renio.UserError(f"{flag} {value}: must lie in [{low}, {high}] ({text})")
-    for name, value in (dict(thinking=True, decoding=["sampled"]) | PRESETS[args.scale]).items():
-        if name != "n" and getattr(args, name) is None:  # n depends on the benchmark too
-            setattr(args, name, value)
-    benchmark_limits(args)
-    args.prompt = renio.read_template("--prompt", args.prompt)
-    if args.prompt is not None and "{problem}" not in args.prompt:
-        raise renio.UserError("--prompt: needs {problem} where the benchmark's problems go")
-    if args.prompt is not None and args.privileged != ("{solution}" in args.prompt):
-        raise renio.UserError("--prompt: needs {solution} with --privileged, and may not have it without")
-    if args.checkpoints and (args.output or args.adapter):
-        raise renio.UserError("--checkpoints: each has an eval.json of its own; leave out --output and --adapter")
-    if not (args.model if args.preflight else args.checkpoints or args.model and args.output):
-        raise renio.UserError("need --model and --output, or --checkpoints, or --model and --preflight")
-    if not args.preflight:  # which has it among its checks
-        find_engine(args)
+    add("--batch_size", type=int, help="answers sampled at a time; lower it where memory runs out")
+    add("--vllm_memory", type=float, default=0.9, help="share of the GPU's memory for --engine vllm")
+    add = parser.add_argument_group("result").add_argument
+    add("--output", help="the .json file to write")
+    add("--label", help="name in the report; without it that of the run or the model")
+    add("--train_seed", type=int, default=0, help="seed of the training, for the report")
+    return parser
+
+
+def parse_args(argv):
+    """The flags of an evaluation, with the scale's. Raises renio.UserError for values that make no sense."""
+    args, need = make_parser().parse_args(argv), renio.need
+    need(args.model or args.checkpoints, "name a --model, or a run as --checkpoints (--help shows examples)")
+    need(args.output or args.checkpoints, "--output: name the .json file to write")
+    need(not args.checkpoints or not (args.output or args.adapter), "--checkpoints: leave out --output and --adapter")
+    if args.scale is None:
+        check_folders(args)
+        homes = renio.checkpoints(Path(args.checkpoints)) if args.checkpoints else [Path(args.model)]
+        files = [home / "tokenizer.json" for home in homes if (home / "tokenizer.json").exists()]
+        micro = any('"WordLevel"' in file.read_text(encoding="utf-8") for file in files)  # the arithmetic world's
+        need(micro, f"--scale: name one of {', '.join(SCALES)}; it sets benchmarks, samples and lengths")
+        args.scale = "micro"
+    scale = dict(thinking=True, dtype="bfloat16") | SCALES[args.scale]
+    need(args.benchmarks or args.task in scale, f"--task {args.task}: scale {args.scale} has none; name --benchmarks")
+    args.benchmarks = args.benchmarks or scale[args.task]
+    if all(benchmark_of(name).task == "code" for name in benchmark_limits(args)):
+        scale["n"] = 4
+    for flag in ("n", "decoding", "max_new_tokens", "thinking", "dtype", "batch_size"):
+        if getattr(args, flag) is None:
+            setattr(args, flag, scale[flag])
+    for flag in ("n", "limit", "max_new_tokens", "batch_size", "temperature", "top_p"):
+        value = getattr(args, flag)
+        need(value is None or value > 0, f"--{flag} {value}: must be above 0 (greedy: --decoding greedy)")
+    args.decoding = [decoding for decoding in BOTH if decoding in args.decoding]
+    if args.engine == "vllm":
+        renio.need_vllm("--engine")
     place = Path(args.checkpoints or args.adapter or args.model)
     args.label = args.label or (place.parent.name if place.name == "final" else place.name)  # a run's name
+    args.output = Path(args.output or place / "eval.json")
+    name = args.output.stem + ".answers.jsonl"
+    args.answers = args.output.with_name("answers.jsonl" if args.output.name == "eval.json" else name)
     return args
 
 
 def main(argv=None):
+    words = sys.argv[1:] if argv is None else argv
+    kept = "every answer that has ended is kept, and the same command goes on from there"
     try:
-        match sys.argv[1:] if argv is None else argv:
+        match words:
             case ["judge"]:
                 judge()
             case ["report", folder]:
                 report(Path(folder))
-            case ["report", *_]:
-                raise renio.UserError("report takes one folder")
-            case ["publish", folder, target]:
-                publish(Path(folder), Path(target))
-            case ["publish", *_]:
-                raise renio.UserError("publish takes two folders, that of the runs and that of the report")
-            case ["compare", *words]:
-                compare(words)
-            case words:
-                # a wrong flag of the last ends it before the first
-                for args in [parse_args(part) for part in renio.split_words(words, "then")]:
-                    try:
-                        if args.preflight:
-                            sys.exit(preflight(args))
-                        (evaluate_checkpoints if args.checkpoints else evaluate)(args)
-                    finally:
-                        renio.VllmSampler.close()
+            case ["compare", *files]:
+                compare(files)
+            case ["show", run]:
+                show(Path(run))
+            case ["show", run, "--step", step] if step.isdecimal():
+                show(Path(run), int(step))
+            case ["report" | "show" as command, *_]:
+                raise renio.UserError(f"{command} takes one folder{', and --step N' if command == 'show' else ''}")
+            case _:
+                evaluate(parse_args(words))
+    except ModuleNotFoundError as error:
+        sys.exit(f"eval.py: the package {error.name} is not installed: {SET_UP}")
+    except KeyboardInterrupt:
+        sys.exit(f"eval.py: interrupted; {kept}")
+    except OSError as error:
+        sys.exit(f"eval.py: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; {kept}")
     except renio.UserError as error:
         sys.exit(f"eval.py: {error}")
-    except OSError as error:
-        sys.exit(f"eval.py: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; batches of "
-                 "an evaluation that were done are kept, and the same command goes on from them")
-    except KeyboardInterrupt:
-        sys.exit("eval.py: interrupted; batches that were done are kept, and the same command goes on from them")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        sys.exit(f"eval.py: {str(error).splitlines()[0]} Lower --batch_size; {kept}")
 
 
 if __name__ == "__main__":
