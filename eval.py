@@ -18,6 +18,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import ctypes
 import functools
 import gzip
 import hashlib
@@ -35,6 +36,7 @@ import select
 import shutil
 import signal
 import statistics
+import struct
 import subprocess
 import symtable
 import sys
@@ -43,6 +45,8 @@ import tempfile
 import textwrap
 import time
 from collections import Counter, namedtuple
+import types
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -470,101 +474,78 @@ def shaded(tokenizer, ids, log_ratios, threshold, colour, most=300):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Code grader. Two processes a verdict. The judge, on the trusted side, takes inputs and expected results from the row
-# and compares as evalplus does; each call goes by pipe to the sandbox, a process that has the program and the arguments
-# of that call, and nothing else: no expected result, no file but Python's own, no network, no way to start or signal a
-# process. What comes back is made of plain values, so a program can do no more than answer rightly or wrongly.
+# Code grader. A verdict takes two processes. The judge is trusted: it has the row's inputs and expected results, and it
+# compares as evalplus does. The sandbox runs the model's program: a pipe brings it the program and the arguments of one
+# call at a time, and takes the result back. It sees no expected result, no file but Python's own, no network, and can
+# neither start nor signal a process. Only plain values come back: numbers, strings, None and containers of them.
+# Before Linux 6.12, or without user namespaces, a warning says what is missing: a program can learn whether a path
+# exists, and before 5.13 read files. Other systems only limit processor time, file size and open files.
 #
-# The rules are those of evalplus's HEAD: every base and plus input; equal types and lengths; exact results, but floats
-# within 1e-6 or the task's tolerance; sets and special oracles where evalplus has them. HEAD differs from the 0.3.1
-# that the paper used in three things: 0.3.1 never passes HumanEval/32 (0.61 points of HumanEval+), allows a test 1 s
-# at least instead of 4, and leaves terminal escapes in answers. All 542 canonical solutions pass, also with both cores
-# under full load, and none whose body is replaced by `return None`, `return []` or `return 0` (CODE_ROWS=all with
-# tests/test_code.py, 9 minutes). Five inputs of MBPP+/255 are left out, whose answers hold 6 to 128 million strings.
-#
-# On Linux before 6.12, or where user namespaces are off, a warning says what is missing. There a program can learn
-# whether a path exists, and before 5.13 read files, but not change one, start or signal a process, or reach the
-# network. On other systems, macOS among them, only its processor time, file size and open files are limited, and the
-# warning says that too.
+# The rules are those of evalplus's HEAD. Its 0.3.1, which the paper used, never passes HumanEval/32 (0.61 points of
+# HumanEval+), limits a test to 1 s at least instead of 4, and leaves terminal escapes in answers. Five inputs of
+# MBPP+/255 are left out here, because their answers hold 6 to 128 million strings.
 
 
 def grade_code(row, completion, timeout=60.0):
     """Whether the program in `completion` passes all tests, base and plus, of a row of HumanEval+ or MBPP+.
 
-    row: all columns. completion: the model's text; `solution_program` says what of it is the program.
-    timeout: seconds of processor time that the program may take in all; of the clock five times as many. A test alone
-    may take 4 seconds, or four times as long as the reference solution takes here where that is more.
-    Returns a Verdict, whose reason is one line. Where the system lacks a protection, warns once what is missing.
+    row: all columns. completion: the model's text; `solution_program` finds the program in it.
+    timeout: seconds of processor time for all tests, five times as much by the clock. One test may take 4 seconds, or
+    four times as long as the reference solution if that is more. Returns a Verdict with a reason of one line.
     """
     job = json.dumps(dict(row=row, completion=completion, timeout=timeout))
-    with subprocess.Popen([sys.executable, __file__, "judge"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True, start_new_session=True) as judging:
+    command, pipe = [sys.executable, __file__, "judge"], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as process:
         try:
-            said, errors = judging.communicate(job, timeout=Sandbox.PATIENCE * timeout + 60)
+            reply, errors = process.communicate(job, timeout=Sandbox.PATIENCE * timeout + 60)
         except subprocess.TimeoutExpired:
             return Verdict(False, "timeout: the judge did not end")
-        finally:
-            end_group(judging.pid)
+        finally:  # the sandbox is of the same process group, and must not outlive a judge that was killed
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left; macOS has its own error
+                os.killpg(process.pid, signal.SIGKILL)
     try:
-        passed, reason, missing = json.loads(said)
-    except ValueError:  # a reply can take the judge's memory, or its processor time
-        last = (errors.strip().splitlines() or [f"exit status {judging.returncode}"])[-1]
-        return Verdict(False, f"the judge ended without a verdict: {last}")
-    _warn_of_missing(tuple(missing))
+        passed, reason, missing = json.loads(reply)
+    except ValueError:  # a result can take the judge's memory or processor time
+        lines = errors.strip().splitlines() or [f"exit status {process.returncode}"]
+        return Verdict(False, f"the judge ended without a verdict: {lines[-1]}")
+    warn_of_missing(tuple(missing))
     return Verdict(passed, reason)
 
 
-def end_group(group):
-    """Kill what is left of a process group and see that it is gone, but for zombies; warns if it is not in 5 s."""
-    for _ in range(500):
-        try:
-            os.killpg(group, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # nothing left; macOS says the second of zombies
-            return
-        states = []
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):  # it ended meanwhile
-                state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
-                states += state if int(its_group) == group else ""
-        if sys.platform == "linux" and not set(states) - {"Z", "X"}:
-            return
-        time.sleep(0.01)
-    print(f"warning: the process group {group} of a verdict outlived SIGKILL", file=sys.stderr)
-
-
-@functools.cache  # once
-def _warn_of_missing(missing):
+@functools.cache  # warns once
+def warn_of_missing(missing):
     if missing:
-        print(f"warning: model-written code runs without {', '.join(missing)} here; Linux 6.12 or later has all, where "
-              "it allows user namespaces", file=sys.stderr)
+        print(f"warning: code runs without {', '.join(missing)}; Linux 6.12 with namespaces has all", file=sys.stderr)
 
 
 def processors():
-    """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-# What of an answer is the program.
-
+# Which part of an answer is the program. Terminal escapes are dropped: links and titles (OSC), colours (CSI), others.
+ESCAPE = re.compile(r"\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]")
 FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(?:```|~~~)")  # may open an item of a list
 OPENING = re.compile(r"([ \t]*)(?:(?:async +def|def|class|import|from|if|try)\b|@|\w+ *(?::.*)?=[^=])")  # unfenced
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast.parse raises
 
 
 def solution_program(row, completion):
-    """The program in an answer, after what stands above the function in HumanEval+'s prompt; None where there is none.
+    """The program in an answer, below what stands above the function in HumanEval+'s prompt; None if there is none.
 
-    It is the last fenced block that parses and defines the tested function, or else the last such stretch of lines, or
-    else (of HumanEval+) a body for the prompt's function. What follows the thinking is looked through first.
+    It is the last fenced block that parses and defines the tested function, else the last such stretch of lines, else
+    (HumanEval+) a body for the prompt's function. The text after the thinking is searched first.
     """
-    [name] = tested_functions(row)
+    name = tested_function(row)
     prompt = row["prompt"] if "entry_point" in row else ""
     above = re.split(rf"^def {name}\b", prompt, flags=re.MULTILINE)[0]
-    for text in completion.replace("\r\n", "\n").rpartition("</think>")[::-2]:
+    thinking, _, final = ESCAPE.sub("", completion).replace("\r\n", "\n").rpartition("</think>")
+    for text in (final, thinking):
         blocks = fenced_blocks(text)
-        programs = [above + "\n" + code for code in (*blocks, *parsable_stretches(text)) if name in code]
+        programs = [f"{above}\n{code}" for code in (*blocks, *parsable_stretches(text)) if name in code]
         if prompt:
-            programs += [f"{prompt.rstrip()}\n{body}" for code in (*blocks, text)
-                         for body in (code, textwrap.indent(textwrap.dedent(code), "    "), "    " + code.strip())]
+            for code in (*blocks, text):
+                bodies = (code, textwrap.indent(textwrap.dedent(code), "    "), "    " + code.strip())
+                programs += [f"{prompt.rstrip()}\n{body}" for body in bodies]
         for program in programs:
             if needed := needed_statements(program, name):
                 return needed
@@ -572,129 +553,109 @@ def solution_program(row, completion):
 
 
 def fenced_blocks(text):
-    """What stands between fences, the last first; up to several closing ones, as a docstring may hold fences."""
-    lines = text.split("\n")
-    fences = [number for number, line in enumerate(lines) if FENCE.match(line)][-100:]  # an answer can be nothing else
-    return [textwrap.dedent("\n".join(lines[opening + 1 : closing]))
-            for position, opening in reversed(list(enumerate(fences)))
-            for closing in (*fences[position + 1 : position + 8], len(lines))]
+    """The texts between fences, the last first. A docstring may hold fences: a block may end at several of them."""
+    lines, blocks = text.split("\n"), []
+    fences = [number for number, line in enumerate(lines) if FENCE.match(line)][-100:]  # a bound on work
+    for position in reversed(range(len(fences))):
+        for closing in (*fences[position + 1 : position + 8], len(lines)):
+            blocks.append(textwrap.dedent("\n".join(lines[fences[position] + 1 : closing])))
+    return blocks
 
 
 def parsable_stretches(text):
-    """Stretches of lines amid prose that are Python, the last first, each from a statement on as long as can be."""
+    """Stretches of lines between prose that are Python, the last first. Each is as long as possible."""
     lines, start, found = text.split("\n"), 0, []
     while start < len(lines):
-        stretch = []
-        if opening := OPENING.match(lines[start]):
-            stretch = [line.removeprefix(opening[1]) for line in lines[start:]]
+        opening = OPENING.match(lines[start])
+        stretch = [line.removeprefix(opening[1]) for line in lines[start:]] if opening else []
         while stretch:
             try:
                 ast.parse("\n".join(stretch))
+                found.insert(0, "\n".join(stretch))
                 break
-            except SyntaxError as error:
-                del stretch[min(error.lineno or 1, len(stretch)) - 1 :]
-            except (ValueError, RecursionError, MemoryError):
-                stretch = []
-        found += ["\n".join(stretch)] if stretch else []
+            except NOT_PYTHON as error:
+                bad_line = getattr(error, "lineno", None) or 1
+                del stretch[min(bad_line, len(stretch)) - 1 :]
         start += max(len(stretch), 1)
-    return found[::-1]
+    return found
 
 
 def needed_statements(program, name):
-    """Of a program the imports, and the definitions and assignments that `name` needs; None where it defines no such.
-
-    All else at the top level could fail, or wait for input, and evalplus's sanitize drops it too.
-    """
+    """A program's imports, and the definitions and assignments that `name` needs; None if it does not define `name`."""
+    imports, results, defined, parts = (ast.Import, ast.ImportFrom), (ast.Return, ast.Yield, ast.YieldFrom), False, []
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, *imports, ast.Assign, ast.AnnAssign, ast.If, ast.Try)
     try:
-        bound = [(node, bound_names(node)) for node in ast.parse(program).body]
-        if not any(name in names and (not isinstance(node, ast.FunctionDef) or returns(node)) for node, names in bound):
-            return None
-        for node, _ in bound:
-            node.lineno = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
-        sources = [(ast.get_source_segment(program, node), node, names, set()) for node, names in bound if names]
-        for source, _, _, used in sources:
-            tables = [symtable.symtable(source, "<solution>", "exec")]
-            for table in tables:
-                tables += table.get_children()
-                used |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        for node in ast.parse(program).body:
+            if isinstance(node, kinds):  # others could fail or wait for input; evalplus's sanitize drops them too
+                node.lineno = min([node.lineno, *(line.lineno for line in getattr(node, "decorator_list", ()))])
+                source = ast.get_source_segment(program, node)
+                bound, used = names_in(source)
+                parts.append((node, source, bound, used))
+                is_real = any(isinstance(part, results) for part in ast.walk(node))  # not a repeated signature
+                defined = defined or (name in bound and (is_real or not isinstance(node, ast.FunctionDef)))
+    except NOT_PYTHON:
         return None
-    wanted, before = {name}, None
+    if not defined:
+        return None
+    wanted, before = {name}, set()
     while wanted != before:
         before = set(wanted)
-        wanted.update(*(used for _, _, names, used in sources if names & wanted))
-    kept = [(getattr(node, "module", None) != "__future__", source) for source, node, names, _ in sources
-            if isinstance(node, (ast.Import, ast.ImportFrom)) or names & wanted]
-    return "\n".join(source for _, source in sorted(kept, key=lambda pair: pair[0]))  # __future__ must come first
+        wanted.update(*(used for _, _, bound, used in parts if bound & wanted))
+    kept = [(node, source) for node, source, bound, _ in parts if isinstance(node, imports) or bound & wanted]
+    kept.sort(key=lambda pair: getattr(pair[0], "module", None) != "__future__")  # must come first
+    return "\n".join(source for _, source in kept)
 
 
-def bound_names(node):
-    """Names that an import, a definition or an assignment at the top level binds, also under if and try; else none."""
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {node.name}
-    if isinstance(node, (ast.Import, ast.ImportFrom)):
-        return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
-    if isinstance(node, (ast.Assign, ast.AnnAssign)):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        return {part.id for target in targets for part in ast.walk(target)
-                if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
-    if isinstance(node, (ast.If, ast.Try, ast.ExceptHandler)):
-        return set().union(*map(bound_names, ast.iter_child_nodes(node)))
-    return set()
-
-
-def returns(function):
-    return any(isinstance(node, (ast.Return, ast.Yield, ast.YieldFrom)) for node in ast.walk(function))
+def names_in(source):
+    """The names that a statement binds, and the global names that it and its inner functions use."""
+    tables = [symtable.symtable(source, "<solution>", "exec")]
+    bound = {symbol.get_name() for symbol in tables[0].get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+    for table in tables:
+        tables += table.get_children()
+    return bound, {symbol.get_name() for table in tables for symbol in table.get_symbols() if symbol.is_global()}
 
 
 # The judge. Rules, lists of tasks and limits are those of evalplus's HEAD (26d6d00, github.com/evalplus/evalplus).
 
-SET_TASKS = {"similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum",
-             "intersection_array", "find_dissimilar", "Diff"}  # order and repetition don't count
-NOT_NONE_TASKS = {"check_str", "text_match_three", "text_starta_endb"}  # expected: whether a match comes back
-ALSO_RIGHT = {  # what is right beside the expected result, by answer and arguments
+SET_TASKS = ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum")
+SET_TASKS += ("intersection_array", "find_dissimilar", "Diff")  # order and repetition don't count
+NOT_NONE_TASKS = ("check_str", "text_match_three", "text_starta_endb")  # expected: whether a match comes back
+ALSO_CORRECT = {  # a second correct result, by answer and arguments: padded with zeros; by the height of the pyramid
     "are_equivalent": lambda answer, *_: answer,
     "sum_div": lambda *_: 0,
-    "digit_distance_nums": lambda _, *numbers: sum(  # the shorter number padded with zeros
-        abs(int(a) - int(b)) for a, b in zip(*(f"{n:0>{len(str(max(numbers)))}}" for n in numbers), strict=True)),
-    "surface_Area": lambda _, base, height: round(  # with the pyramid's height rather than that of its sides
-        base**2 + 2 * base * math.sqrt((base / 2) ** 2 + height**2))}
+    "digit_distance_nums": lambda _, m, n: sum(map(lambda a, b: abs(int(a) - int(b)), f"{m:099}", f"{n:099}")),
+    "surface_Area": lambda _, base, height: round(base**2 + 2 * base * math.sqrt((base / 2) ** 2 + height**2)),
+}
 
 
-def tested_functions(row):
-    """Names of the solution's functions that the row's tests call: one."""
-    return [row["entry_point"] if "entry_point" in row else re.findall(r"(\w+)\(\*inp\)", row["test"])[0]]
+def tested_function(row):
+    """The name of the function that the row's tests call."""
+    return row["entry_point"] if "entry_point" in row else re.search(r"(\w+)\(\*inp\)", row["test"])[1]
 
 
 def test_cases(row):
-    """The row's tests, pairs of arguments and expected result, made when asked for; and the floats' tolerance."""
-    given, _, loop = row["test"].replace("def check(candidate):", "if True:").rpartition("for i, ")
+    """The row's tests, an iterator of (arguments, expected result), and the tolerance for floats."""
+    setup, _, loop = row["test"].replace("def check(candidate):", "if True:").rpartition("for i, ")
     scope = {}
-    exec(given, scope)
+    exec(setup, scope)
     inputs = scope["inputs"]
     if "combinations_colors" in row["test"]:  # MBPP+/255: five answers hold 6 to 128 million strings
         inputs = [(colors, n) for colors, n in inputs if n < 76]
     results = scope["results"] if "results" in scope else (scope["ref_func"](*copy.deepcopy(x)) for x in inputs)
-    tolerance = float(re.findall(r"[\d.e-]+", loop)[-1])
-    return zip(inputs, results, strict=True), tolerance
+    return zip(inputs, results, strict=True), float(re.findall(r"[\d.e-]+", loop)[-1])
 
 
-def reference_seconds(row, name, arguments):
-    """Processor time that the row's own solution takes for a call, what comes back made ready for the pipe."""
+def reference_seconds(row, arguments):
+    """Processor time that the row's own solution takes for a call, with the time to encode its result."""
     scope = {}
     exec(row["prompt"] + row["canonical_solution"] if "entry_point" in row else row["code"], scope)
     arguments, began = copy.deepcopy(arguments), time.process_time()
-    json.dumps(encode(scope[name](*arguments)))
+    json.dumps(encode(scope[tested_function(row)](*arguments)))
     return time.process_time() - began
 
 
-def all_floats(value):
-    return isinstance(value, float) or (isinstance(value, (list, tuple)) and bool(value)
-                                        and all(isinstance(item, float) for item in value))
-
-
-def is_right(name, arguments, answer, expected, tolerance):
-    """Whether an answer of the function `name` counts as the expected one. Raises some where it can't be compared."""
+def is_correct(name, arguments, answer, expected, tolerance):
+    """Whether an answer of the function `name` counts as the expected one. Raises if some can't be compared."""
     if name == "find_zero":
         return abs(sum([c * math.pow(answer, power) for power, c in enumerate(*arguments)])) <= tolerance
     if name in SET_TASKS:
@@ -702,106 +663,94 @@ def is_right(name, arguments, answer, expected, tolerance):
     elif name in NOT_NONE_TASKS:
         exact = expected == (answer if isinstance(answer, bool) else answer is not None)
     else:
-        exact = answer == expected or (name in ALSO_RIGHT and answer == ALSO_RIGHT[name](answer, *arguments))
-    if exact or not tolerance:
+        exact = answer == expected or (name in ALSO_CORRECT and answer == ALSO_CORRECT[name](answer, *arguments))
+    if exact or not tolerance or type(answer) is not type(expected):
         return exact
-    return (type(answer) is type(expected) and (not isinstance(expected, (list, tuple)) or len(answer) == len(expected))
-            and np.allclose(answer, expected, rtol=1e-7, atol=tolerance))
+    if isinstance(expected, (list, tuple)) and len(answer) != len(expected):
+        return False
+    return np.allclose(answer, expected, rtol=1e-7, atol=tolerance)
 
 
 class SolutionFailed(Exception):
-    """The program did not answer a call, or wrongly: its one-line message is the verdict's reason."""
+    """The program did not answer a call, or answered incorrectly. Its one-line message is the verdict's reason."""
 
 
 def judge():
     """`python eval.py judge`: reads a job from standard input, prints [passed, reason, protections missing]."""
-    job = json.load(sys.stdin)
-    row, real_stdout = job["row"], sys.stdout
+    job, real_stdout = json.load(sys.stdin), sys.stdout
     sys.stdout = sys.stderr  # a reference that prints must not speak for the judge
-    seconds = math.ceil(job["timeout"]) + 5  # bounds what a reply can cost, such as a set of integers of the same hash
+    seconds = math.ceil(job["timeout"]) + 5  # a bound on the work with a result: a set of equal hashes takes hours
     for limit, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, 4 << 30)):
         with contextlib.suppress(ValueError):  # macOS has no limit of memory
             resource.setrlimit(limit, (most, most))
-    solution = Sandbox(job["timeout"])
+    sandbox, passed, reason = Sandbox(job["timeout"]), False, "passed"
     try:
-        [name] = tested_functions(row)
-        program = solution_program(row, job["completion"])
-        if program is None:
-            raise SolutionFailed(f"no program that defines {name}")
-        solution.start(program, name)
-        cases, tolerance = test_cases(row)
-        for number, (arguments, expected) in enumerate(cases, start=1):
-            answer = solution.call(name, arguments, functools.partial(reference_seconds, row, name, arguments))
-            if not tolerance and all_floats(expected):
-                tolerance = 1e-6  # in the tests that follow too
-            right = False
-            with contextlib.suppress(Exception):  # a plain value can still be of a wrong kind
-                right = is_right(name, arguments, answer, expected, tolerance)
-            if not right:
-                raise SolutionFailed(f"wrong answer to test {number}")
-        verdict = True, "passed"
+        run_tests(sandbox, job["row"], solution_program(job["row"], job["completion"]))
+        passed = True
     except SolutionFailed as failed:
-        verdict = False, str(failed)
-    except Exception as error:  # a row that holds no tests; no memory for what came back
-        verdict = False, f"the judge failed with {type(error).__name__}: {error}"
+        reason = str(failed)
+    except Exception as error:  # a row that holds no tests; no memory for a result
+        reason = f"the judge failed with {type(error).__name__}: {error}"
     finally:
-        solution.close()
-    print(json.dumps([verdict[0], " ".join(verdict[1].split())[:300], solution.missing]), file=real_stdout)
+        sandbox.close()
+    print(json.dumps([passed, " ".join(reason.split())[:300], sandbox.missing]), file=real_stdout)
+
+
+def run_tests(sandbox, row, program):
+    """Run a program on the row's tests. Raises SolutionFailed at the first that it does not pass."""
+    name = tested_function(row)
+    if program is None:
+        raise SolutionFailed(f"no program that defines {name}")
+    sandbox.missing = sandbox.ask(["confine"])
+    sandbox.ask(["load", program])
+    cases, tolerance = test_cases(row)
+    for number, (arguments, expected) in enumerate(cases, start=1):
+        answer = sandbox.ask(["call", name, arguments], functools.partial(reference_seconds, row, arguments))
+        items = expected if isinstance(expected, (list, tuple)) else [expected]
+        if not tolerance and items and all(isinstance(item, float) for item in items):
+            tolerance = 1e-6  # for all tests that follow too
+        correct = False
+        with contextlib.suppress(Exception):  # such as the length of a number
+            correct = is_correct(name, arguments, answer, expected, tolerance)
+        if not correct:
+            raise SolutionFailed(f"incorrect answer to test {number}")
 
 
 class Sandbox:
-    """The process that runs a model's program, seen from the judge, of whose process group it is.
-
-    seconds: of processor time that it may take in all. landlock: the newest version to use, namespaces: whether to use
-    them; tests take them away, as an older kernel does.
-    """
+    """The judge's end of the process that runs a model's program, for so many `seconds` of processor time in all. Tests
+    act as an older kernel does: `landlock` is the newest version to use, `namespaces` says whether to use them."""
 
     REPLY_LIMIT = 64 << 20  # bytes
     TEST_SECONDS, REFERENCE_FACTOR = 4.0, 4.0  # a test's limit: at least, and as a multiple of the reference's time
-    PATIENCE = 5  # so many times a limit by the clock, as other work takes the processors or the program sleeps
+    PATIENCE = 5  # clock time over processor time: other work may take the processors, and a program may sleep
 
     def __init__(self, seconds, landlock=99, namespaces=True):
-        self.left, self.missing = seconds, []
-        self.folder = tempfile.TemporaryDirectory()
-        source = "\n".join(["import json, os, resource, signal, sys", *map(inspect.getsource, (
-            encode, decode, serve, confine, hide_paths, restrict_files, filter_system_calls)), "serve()"])
-        self.process = subprocess.Popen(
-            [sys.executable, "-I", "-c", source, str(math.ceil(seconds) + 1), str(os.getpid()), str(landlock),
-             str(int(namespaces))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0, cwd=self.folder.name,
-            env=dict(PATH="/usr/bin:/bin", LANG="C.UTF-8", HOME=self.folder.name, OMP_NUM_THREADS="1",
-                     OPENBLAS_NUM_THREADS="1"))
+        self.left, self.missing, self.folder = seconds, [], tempfile.TemporaryDirectory()
+        functions = (encode, decode, serve, confine, hide_paths, restrict_files, filter_system_calls)
+        source = "import contextlib, ctypes, json, os, resource, signal, struct, sys, types\n"
+        source += "\n".join(map(inspect.getsource, functions)) + "\nserve()"
+        home, numbers = self.folder.name, [math.ceil(seconds) + 1, os.getpid(), landlock, int(namespaces)]
+        variables = dict(PATH="/usr/bin:/bin", LANG="C.UTF-8", HOME=home, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
+        command = [sys.executable, "-I", "-c", source, *map(str, numbers)]
+        self.process = subprocess.Popen(command, cwd=home, env=variables, **pipes)
         os.set_blocking(self.process.stdin.fileno(), False)
-        self.clock = functools.partial(time.clock_gettime, ~self.process.pid << 3 | 2)  # see clock_getcpuclockid(3)
-        try:
-            self.clock()
-        except (OSError, AttributeError):  # not on macOS
-            self.clock = time.monotonic
-
-    def start(self, program, name):
-        self.missing = self.ask("confine")
-        if not self.ask(dict(program=program, name=name)):
-            raise SolutionFailed(f"{name} is no function")
-
-    def call(self, name, arguments, reference=None):
-        return self.ask(dict(call=name, arguments=arguments), reference)
+        processor_clock = functools.partial(time.clock_gettime, ~self.process.pid << 3 | 2)  # clock_getcpuclockid(3)
+        self.clock = processor_clock if sys.platform == "linux" else time.monotonic
 
     def ask(self, question, reference=None):
-        """The reply to a question. reference: gives the seconds that the reference solution takes, asked if need be."""
+        """The reply to a question. reference: a function that measures the reference's seconds, called if needed."""
         wall, began, limit = time.monotonic(), self.clock(), min(self.TEST_SECONDS, self.left)
-        left, reply = memoryview(json.dumps(encode(question)).encode() + b"\n"), bytearray()
-        source, sink = self.process.stdout.fileno(), self.process.stdin.fileno()
+        unsent, reply = memoryview(json.dumps(encode(question)).encode() + b"\n"), bytearray()
+        source, sink = self.process.stdout, self.process.stdin
         try:
-            left = left[os.write(sink, left) :]
-            while True:
-                readable, writable, _ = select.select([source], [sink] if left else [], [], 0.05)
+            while reply[-1:] != b"\n" and len(reply) <= self.REPLY_LIMIT:
+                readable, writable, _ = select.select([source], [sink] if unsent else [], [], 0.05)
                 if readable:
-                    reply += os.read(source, 1 << 20) or self.ended()
+                    reply += source.read(1 << 20) or self.ended()
                 elif writable:
-                    left = left[os.write(sink, left) :]
+                    unsent = unsent[sink.write(unsent) :]
                 used = self.clock() - began
-                if reply[-1:] == b"\n" or len(reply) > self.REPLY_LIMIT:
-                    break
                 if used > limit and reference:
                     limit, reference = min(max(limit, self.REFERENCE_FACTOR * reference()), self.left), None
                 if used > limit or time.monotonic() - wall > self.PATIENCE * limit:
@@ -811,7 +760,7 @@ class Sandbox:
         self.left -= used
         try:
             kind, value = decode(reply)
-        except Exception:  # whatever a program writes into its pipe
+        except Exception:  # a program can write anything into its pipe
             raise SolutionFailed(f"no plain value came back within {self.REPLY_LIMIT >> 20} MB") from None
         if kind != "value":
             raise SolutionFailed(str(value))
@@ -826,33 +775,26 @@ class Sandbox:
         raise SolutionFailed(f"the program ended before it answered ({ending})")
 
     def close(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.folder.cleanup()
+        with self.process, self.folder:  # closes the pipes, waits, removes the folder
+            self.process.kill()
 
 
 def encode(value):
-    """A plain value as what JSON can hold; what it can't becomes {kind: content}. Raises TypeError for all else."""
+    """A plain value as JSON can hold it; {kind: content} stands for the kinds that JSON lacks. Else a TypeError."""
     kind = type(value)
-    if kind is int and value.bit_length() > 64:
-        return {"int": hex(value)}  # in decimals Python refuses the longest
-    if kind in (int, str, float, bool, type(None)):
+    if kind in (str, float, bool, type(None)) or (kind is int and value.bit_length() <= 64):
         return value
+    if kind is int:
+        return {"int": hex(value)}  # Python refuses the longest in decimals
     if kind in (list, tuple, set, frozenset):
-        items = list(value)
-        kinds = {*map(type, items)}
-        if not kinds <= {int, str, float, bool, type(None)} or int in kinds and any(
-                type(item) is int and item.bit_length() > 64 for item in items):
-            items = [encode(item) for item in items]
+        items = list(map(encode, value))
         return items if kind is list else {kind.__name__: items}
     if kind is dict:
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if kind is complex:
         return {"complex": [value.real, value.imag]}
     for plain in (int, float, str, list, tuple, set, frozenset, dict, complex):
-        if isinstance(value, plain):  # numpy.float64, a Counter: equal to what they hold, but not of its type
+        if isinstance(value, plain):  # numpy.float64, a Counter: equal to a plain value, but not of its type
             return {"subclass": encode(plain(value))}
     if (kind.__module__, kind.__name__) == ("re", "Match"):
         return {"subclass": value.group()}
@@ -860,90 +802,71 @@ def encode(value):
         return value.item() if kind.__name__ in ("bool", "bool_") else {"subclass": encode(value.item())}
     if hasattr(kind, "isdisjoint"):  # the keys of a dict, equal to a set
         return {"subclass": encode(set(value))}
-    if hasattr(kind, "__iter__"):  # a map, a range: equal to nothing, but in some tasks the set of its items counts
+    if hasattr(kind, "__iter__"):  # a map, a range: equal to nothing, but some tasks take the set of its items
         return {"iterator": encode(list(value))}
     raise TypeError(f"an answer of type {kind.__name__}: only numbers, strings, None and containers of them count")
 
 
 def decode(text):
-    """The value that `encode` made the JSON text of. It is made of plain values, whatever the text."""
-    makers = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict, "int": lambda digits: int(digits, 16),
-              "complex": lambda parts: complex(*parts), "iterator": iter,
-              "subclass": lambda value: type("Subclass", (type(value),), {})(value)}
-
-    def untag(tagged):
-        [(kind, content)] = tagged.items()
-        return makers[kind](content)
-
-    return json.loads(text, object_hook=untag)
+    """The value that `encode` turned into this JSON text. Any text gives a plain value or an exception."""
+    makers = dict(tuple=tuple, set=set, frozenset=frozenset, dict=dict, iterator=iter)
+    makers["int"] = lambda digits: int(digits, 16)
+    makers["complex"] = lambda parts: complex(*parts)
+    makers["subclass"] = lambda value: type("Subclass", (type(value),), {})(value)
+    return json.loads(text, object_hook=lambda tagged: [makers[kind](content) for kind, content in tagged.items()][0])
 
 
 def serve():
-    """The sandbox's own main: confines itself, runs the program, answers calls. Its source goes there by itself."""
-    import io
-    import types
-
+    """The sandbox's main function: answers the judge's questions, with ["value", result] or ["error", message]."""
     questions, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # what the program prints goes nowhere, however much it is
+    for stream in (0, 1, 2):  # the program has no input, and its output is dropped
         os.dup2(null, stream)
-    sys.stdin, sys.stdout, sys.stderr = io.StringIO(), open(os.devnull, "w"), open(os.devnull, "w")
     module = sys.modules["solution"] = types.ModuleType("solution")  # where dataclasses look up quoted annotations
-
-    def answer(question):
-        if question == "confine":
-            return confine(*map(int, sys.argv[1:]))
-        if "program" in question:
-            exec(compile(question["program"], "<solution>", "exec"), vars(module))
-            return callable(getattr(module, question["name"], None))
-        return getattr(module, question["call"])(*question["arguments"])
-
-    for line in questions:
+    for question in questions:
         try:
-            reply = json.dumps(["value", encode(answer(decode(line)))])
-        except MemoryError:
-            reply = json.dumps(["error", "out of memory"])
-        except BaseException as error:  # SystemExit too: a program must not end instead of answering
+            action, *words = decode(question)
+            if action == "confine":
+                result = confine(*map(int, sys.argv[1:]))
+            elif action == "load":
+                result = exec(compile(words[0], "<solution>", "exec"), vars(module))
+            else:
+                result = getattr(module, words[0])(*words[1])
+            reply = json.dumps(["value", encode(result)])
+        except BaseException as error:  # SystemExit too: it is no answer
             reply = json.dumps(["error", f"{type(error).__name__}: {error}"[:300]])
         replies.write(reply.encode() + b"\n")
         replies.flush()
 
 
 def confine(cpu_seconds, judge_id, newest_landlock, namespaces):
-    """Take from this process, for good, what a solution does not need; returns names of protections missing here."""
-    import ctypes
-
-    paths = [path for path in (sys.prefix, sys.base_prefix, os.path.dirname(os.__file__), "/lib", "/lib64", "/usr/lib",
-                               "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/dev/null", "/dev/urandom")
-             if os.path.exists(path)]
-    linux = sys.platform == "linux"
-    hidden = linux and namespaces and hide_paths(paths)
-    missing = [] if hidden else ["hidden names of files (user namespaces)"]
+    """Take from this process, for good, all that a solution does not need. Returns what protections are missing."""
+    paths = [sys.prefix, sys.base_prefix, os.path.dirname(os.__file__), "/lib", "/lib64", "/usr/lib", "/usr/lib64"]
+    paths += ["/usr/share/zoneinfo", "/etc/ld.so.cache", "/dev/null", "/dev/urandom"]
+    paths, linux, missing = list(filter(os.path.exists, paths)), sys.platform == "linux", []
+    if not (linux and namespaces and hide_paths(paths)):
+        missing.append("hidden names of files (user namespaces)")
     for name, limit in (("CPU", cpu_seconds), ("AS", 4 << 30), ("FSIZE", 0), ("NOFILE", 64), ("CORE", 0)):
-        try:
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # macOS has no limit of memory
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limit, limit))
-        except (AttributeError, OSError, ValueError):  # macOS has no limit of memory
-            missing.append(f"a limit of {name}")
-    if linux:
-        libc = ctypes.CDLL(None)
-        libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-        if os.getppid() != judge_id:
-            os._exit(1)  # it died before that
-        libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, which Landlock and seccomp ask for
-        libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
-    landlock = restrict_files(paths, newest_landlock) if linux else 0
+    if not linux:
+        return [*missing, "a ban on files, processes, signals and the network, a limit of memory"]
+    libc = ctypes.CDLL(None)
+    libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: ends with the judge
+    if os.getppid() != judge_id:
+        os._exit(1)  # the judge died before that
+    libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, which Landlock and seccomp ask for
+    libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+    landlock = restrict_files(paths, newest_landlock)
     if landlock < 6:
         missing.append(f"Landlock 6 (here {landlock})" if landlock else "read protection of files (Landlock)")
-    if not (linux and filter_system_calls()):
-        missing.append("a ban on processes, signals and the network (seccomp)" if linux else
-                       "a ban on changing files, on processes, signals and the network (only Linux has one here)")
+    if not filter_system_calls():
+        missing.append("a ban on processes, signals and the network (seccomp)")
     return missing
 
 
 def hide_paths(paths):
-    """Give this process a file system of its own that holds these paths only; returns whether the system allows it."""
-    import ctypes
-
+    """Give this process a file system that holds only these paths. Returns whether the system allows it."""
     libc, root, user, group = ctypes.CDLL(None), os.getcwd(), os.getuid(), os.getgid()
 
     def mount(source, target, flags, kind=None):
@@ -972,17 +895,14 @@ def hide_paths(paths):
 
 
 def restrict_files(paths, newest):
-    """Landlock: of all files only these can be read, none changed. Returns the version in use, <= newest; 0: none."""
-    import ctypes
-    import struct
-
+    """Landlock: only these files can be read, none changed. Returns the version in use, at most `newest`; 0: none."""
     libc = ctypes.CDLL(None)
     version = min(libc.syscall(444, None, 0, 1), newest)
     if version < 1:
         return 0
     kinds = {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)  # of access to files; each version knows more
     rules = struct.pack("QQQ", (1 << kinds) - 1, 3 * (version >= 4), 3 * (version >= 6))  # files, network, signals
-    ruleset = libc.syscall(444, rules, ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24), 0)
+    ruleset = libc.syscall(444, rules, ctypes.c_size_t(24), 0)
     for path in paths:
         place = os.open(path, os.O_PATH)
         access = 1 << 2 | (1 << 3 if os.path.isdir(path) else 0)  # read a file, list a folder
@@ -994,50 +914,42 @@ def restrict_files(paths, newest):
 
 
 def filter_system_calls():
-    """seccomp: refuse every system call that is not listed here. Returns whether the filter holds."""
-    import ctypes
-    import platform
-    import struct
-
-    column, audit = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}.get(platform.machine(), (0, 0))
+    """seccomp: allow only these system calls (name, number on x86_64, on aarch64). Returns whether the filter holds."""
+    column, audit = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}.get(os.uname().machine, (0, 0))
+    if not audit:
+        return False
     calls = """
         read 0 63, write 1 64, close 3 57, fstat 5 80, newfstatat 262 79, lseek 8 62, mmap 9 222, mprotect 10 226,
         munmap 11 215, brk 12 214, mremap 25 216, madvise 28 233, futex 202 98, rt_sigaction 13 134,
         rt_sigprocmask 14 135, rt_sigreturn 15 139, sigaltstack 131 132, pread64 17 67, readv 19 65, writev 20 66,
         getdents64 217 61, readlinkat 267 78, faccessat 269 48, faccessat2 439 439, statx 332 291, getcwd 79 17,
-        dup 32 23, dup3 292 24, pipe2 293 59, ppoll 271 73, pselect6 270 72, epoll_create1 291 20, epoll_ctl 233 21,
-        epoll_pwait 281 22, nanosleep 35 101, clock_nanosleep 230 115, clock_gettime 228 113, clock_getres 229 114,
-        gettimeofday 96 169, times 100 153, getrusage 98 165, getrlimit 97 163, getpid 39 172, getppid 110 173,
-        gettid 186 178, getuid 102 174, geteuid 107 175, getgid 104 176, getegid 108 177, uname 63 160, sysinfo 99 179,
-        getrandom 318 278, sched_yield 24 124, sched_getaffinity 204 123, set_tid_address 218 96,
-        set_robust_list 273 99, rseq 334 293, membarrier 324 283, restart_syscall 219 128, close_range 436 436,
-        exit 60 93, exit_group 231 94, stat 4 -, lstat 6 -, access 21 -, readlink 89 -, poll 7 -, select 23 -,
-        dup2 33 -, pipe 22 -, getdents 78 -, time 201 -, epoll_wait 232 -"""  # name, number on x86_64, on aarch64
+        dup 32 23, dup3 292 24, pipe2 293 59, ppoll 271 73, pselect6 270 72, nanosleep 35 101, clock_nanosleep 230 115,
+        clock_gettime 228 113, clock_getres 229 114, gettimeofday 96 169, times 100 153, getrusage 98 165,
+        getrlimit 97 163, getpid 39 172, getppid 110 173, gettid 186 178, getuid 102 174, geteuid 107 175,
+        getgid 104 176, getegid 108 177, uname 63 160, sysinfo 99 179, getrandom 318 278, sched_yield 24 124,
+        sched_getaffinity 204 123, set_tid_address 218 96, set_robust_list 273 99, rseq 334 293, membarrier 324 283,
+        restart_syscall 219 128, close_range 436 436, exit 60 93, exit_group 231 94, stat 4 -, lstat 6 -, access 21 -,
+        readlink 89 -, poll 7 -, select 23 -, dup2 33 -, pipe 22 -, getdents 78 -, time 201 -"""
     load, equal, some, end = 0x20, 0x15, 0x45, 0x06  # lines: (code, lines to skip if true, if false, value)
     refuse, allow, unknown = (end, 0, 0, 0x50001), (end, 0, 0, 0x7FFF0000), (end, 0, 0, 0x50026)  # EPERM; ENOSYS
-
-    def by_argument(call, position, test, values, matching, other):
-        tests = [(test, len(values) - i, 0, value) for i, value in enumerate(values)]
-        number = int(call.split()[column])
-        return [(equal, 0, len(tests) + 3, number), (load, 0, 0, 16 + 8 * position), *tests, other, matching]
-
-    if not column:
-        return False
-    program = [(load, 0, 0, 4), (equal, 1, 0, audit), refuse, (load, 0, 0, 0)]
-    for number in [call.split()[column] for call in calls.split(",")]:
-        program += [(equal, 0, 1, int(number)), allow] if number != "-" else []
     changing = [0o3, 0o100, 0o1000]  # to write, O_CREAT, O_TRUNC, by which Landlock below 3 lets files be emptied
-    program += [
-        (equal, 0, 1, 435), unknown,  # clone3, whose flags a filter can't see: libc then tries clone
-        *by_argument("clone 56 220", 0, some, [0x10000], allow, refuse),  # threads, but no processes
-        *by_argument("prlimit64 302 261", 0, equal, [0], allow, refuse),  # one's own limits
-        *by_argument("openat 257 56", 2, some, changing, refuse, allow),
-        *(by_argument("open 2 -", 1, some, changing, refuse, allow) if column == 1 else []),
-        # no F_SETOWN, F_SETSIG or O_ASYNC, by which the kernel signals any process: F_DUPFD, F_GETFD, F_SETFD, F_GETFL
-        *by_argument("fcntl 72 25", 1, equal, [0, 1, 2, 3, 1030], allow, refuse),
-        # TCGETS, TIOCGWINSZ, FIONREAD, FIONCLEX, FIOCLEX
-        *by_argument("ioctl 16 29", 1, equal, [0x5401, 0x5413, 0x541B, 0x5450, 0x5451], allow, refuse),
-        refuse]
+    rules = [(call, 0, equal, [], allow, allow) for call in calls.split(",")]
+    rules += [  # a call, which argument is tested, how, with which values, what follows if one matches, if none does
+        ("clone3 435 435", 0, equal, [], unknown, unknown),  # a filter can't see its flags: libc then tries clone
+        ("clone 56 220", 0, some, [0x10000], allow, refuse),  # threads, but no processes
+        ("prlimit64 302 261", 0, equal, [0], allow, refuse),  # one's own limits
+        ("openat 257 56", 2, some, changing, refuse, allow),
+        ("open 2 -", 1, some, changing, refuse, allow),
+        ("fcntl 72 25", 1, equal, [0, 1, 2, 3, 1030], allow, refuse),  # F_SETOWN or O_ASYNC would signal any process
+        ("ioctl 16 29", 1, equal, [0x5401, 0x5413, 0x541B, 0x5450, 0x5451], allow, refuse),  # TCGETS, TIOCGWINSZ, FIO*
+    ]
+    program = [(load, 0, 0, 4), (equal, 1, 0, audit), refuse, (load, 0, 0, 0)]
+    for call, argument, test, values, matching, other in rules:
+        number = call.split()[column]
+        if number != "-":
+            program += [(equal, 0, len(values) + 3, int(number)), (load, 0, 0, 16 + 8 * argument)]
+            program += [*((test, len(values) - i, 0, value) for i, value in enumerate(values)), other, matching]
+    program.append(refuse)
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
     header = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
     return ctypes.CDLL(None).prctl(22, 2, header, 0, 0) == 0  # PR_SET_SECCOMP
