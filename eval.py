@@ -1353,7 +1353,7 @@ def compare(words):
     for own, paths in zip(rows, sides, strict=True):
         for row in [row for path in paths for row in read_evaluation(Path(path))]:
             key = row["benchmark"], row["decoding"], row["seed"] if "vs" in words else 0
-            if key not in own or row["step"] >= own[key]["step"]:  # the last step counts
+            if key not in own or (row["step"] or 0) >= (own[key]["step"] or 0):  # the last step counts
                 own[key] = row
     for key in [key for key in rows[0] if key in rows[1]]:
         pairs.setdefault(key[:2], []).append((rows[0][key], rows[1][key]))
@@ -1576,7 +1576,7 @@ NOTES = {
     "finds": "Of OPD's rollouts {incorrect_rollouts:.0f} % are incorrect; they get {incorrect_weight:.0f} % of ReNIO's "
     "weight, whose AUC within a batch is {auc_weight:.2f} (best score: {score}, {best_auc:.2f}). ",
     "findings": "ReNIO's gain over plain distillation in points at temperature 1: {renio}; greedily: {greedy}. Over "
-    "settings (method, length, batch, divergence) the gain is above 0 in {up} at temperature 1 and in {up_greedily} "
+    "settings (method, length, batch, divergence) it is above 0 in {up} at temperature 1 and in {up_greedily} "
     "greedily. An oracle's weights gain {oracle}; ReNIO's weights dealt at random {random}. Training on incorrect "
     "rather than correct rollouts gains {arms}; on the same problems {mixed}. Of the paper's {claims} claims: {verdicts}.",
     "scorecard": "Points gained, paired by seed; ρ: rank correlation. A verdict needs three seeds at temperature 1. "

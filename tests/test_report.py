@@ -95,14 +95,6 @@ def test_holm_counts_the_claims_that_are_tested_at_temperature_1_alone(tmp_path)
     assert [claim["claim"] for claim in one if claim["stands"]] == ["OPD beats the base (Tables 1, 2)"]
 
 
-def test_the_bootstrap_holds_the_truth_in_about_95_percent():
-    rng, covered = np.random.default_rng(1), 0
-    for _ in range(100):
-        low, high = renio_eval.bootstrap(rng.binomial(4, 0.6, size=100) / 4)
-        covered += low <= 0.6 <= high
-    assert 88 <= covered <= 99
-
-
 # --- the DataFrame ----------------------------------------------------------------------------------------------------
 
 
