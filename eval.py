@@ -1578,7 +1578,7 @@ NOTES = {
     "findings": "ReNIO's gain over plain distillation in points at temperature 1: {renio}; greedily: {greedy}. Over "
     "settings (method, length, batch, divergence) it is above 0 in {up} at temperature 1 and in {up_greedily} "
     "greedily. An oracle's weights gain {oracle}; ReNIO's weights dealt at random {random}. Training on incorrect "
-    "rather than correct rollouts gains {arms}; on the same problems {mixed}. Of the paper's {claims} claims: {verdicts}.",
+    "rather than correct rollouts gains {arms}; on the same problems {mixed}. The paper's {claims} claims: {verdicts}.",
     "scorecard": "Points gained, paired by seed; ρ: rank correlation. A verdict needs three seeds at temperature 1. "
     "Bold: stands after Holm's correction over these claims. Minutes: to train and score a seed of the claim's runs.",
     "finders": "The chance that an incorrect rollout scores above a correct one of its batch, in plain runs.",
