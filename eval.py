@@ -20,11 +20,9 @@ import contextlib
 import copy
 import ctypes
 import functools
-import gzip
 import hashlib
 import importlib
 import inspect
-import io
 import itertools
 import json
 import math
@@ -33,21 +31,18 @@ import random
 import re
 import resource
 import select
-import shutil
 import signal
 import statistics
 import struct
 import subprocess
 import symtable
 import sys
-import tarfile
 import tempfile
 import textwrap
 import time
 from collections import Counter, namedtuple
 import types
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -956,1278 +951,673 @@ def filter_system_calls():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Statistics. Intervals are 95 %. Of one run: bootstrap over problems, which says nothing of another training (where
-# seeds move each method by 5 points it holds the truth in 33 % of cases at 500 problems). Of several seeds see
-# `interval`; in simulation (tests/intervals.py) its two kinds hold the truth in 94.3 to 95.5 % and in 94.8 to 96.8 %.
+# Scores as one DataFrame. pandas, scipy and matplotlib are imported where needed: the judge of a program starts fast.
+
+UNTRAINED = ["base", "base-with-solution", "teacher"]  # labels of models that no run of their own trains
+DECODINGS = {"sampled": "temperature 1", "greedy": "greedy"}
+CONDITIONS = ["temperature", "top_p", "top_k", "max_new_tokens", "thinking", "engine", "dtype"]
+FLAGS = dict(  # training flags that stand at a row where most runs do not share them, unless its label has this part
+    log_ratio_clip="clip", threshold="threshold", weight_norm="norm", batch_size="batch", beta="beta", entry_clip="/",
+    prefix_tokens="/", variant="/", learning_rate="/", max_steps="/", lora_r="/", temperature="/")  # fmt: skip
+TRAINING = "divergence rollout_accuracy truncation_rate key_token_share weight_max effective_sample_size".split()
+FINDERS = dict(  # scores of a rollout, and in columns auc_... of scores.csv how well each finds the incorrect ones
+    weight="ReNIO's weight", mean_log_ratio="mean log-ratio over all tokens", max_log_ratio="largest log-ratio",
+    key_tokens="number of key tokens", student="low mean log-probability, student",
+    teacher="low mean log-probability, teacher", entropy="the teacher's mean entropy", length="length")  # fmt: skip
 
 
-def pass_at_k(n, c, k):
-    """Unbiased chance that at least one of k samples is right, from c right ones of n (Chen et al. 2021, Eq. 1)."""
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"need 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
-    return 1 - math.comb(n - c, k) / math.comb(n, k)
+def read_scores(folder):
+    """Every eval.json below a folder, else its scores.csv, as a DataFrame: a row a checkpoint, benchmark, decoding."""
+    import pandas as pd
+
+    paths = sorted(folder.rglob("eval.json")) or sorted(folder.glob("scores.csv"))
+    if paths and paths[0].name == "scores.csv":
+        return pd.read_csv(paths[0], dtype=dict(settings=str)).fillna(dict(settings=""))
+    if not paths:
+        raise renio.UserError(f"report {folder}: it holds no eval.json and no scores.csv; score a run first")
+    runs = [(read_evaluation(path), training_columns(path.parent)) for path in paths]
+    scores = pd.DataFrame([row | columns for rows, columns in runs for row in rows])
+    run = ["label", "seed", "step", "benchmark", "decoding"]
+    for label, seed, *_ in scores.loc[scores.duplicated(run), run].values:
+        raise renio.UserError(f"report {folder}: two runs are called {label} with seed {seed}; move one elsewhere")
+    scores["task"] = ["code" if name in ("humaneval+", "mbpp+") else "math" for name in scores.benchmark]
+    last = scores.groupby(["label", "seed", "task"]).step.transform("max")
+    scores["last"] = scores.step.isna() | (scores.step == last)
+    scores["settings"] = unusual_settings(scores)
+    scores["conditions"] = scores.conditions.where(scores["last"], "")  # long, and the same at each step
+    if scores.seed.nunique() == 1:
+        scores[["low", "high"]] = [100 * np.array(bootstrap(values)) for values in scores.per_problem]
+    return scores.drop(columns=["per_problem", "flags"])
 
 
-def majority_answer(answers, same):
-    """The first of the largest group of answers that are the `same`, of equal groups the earliest; None of none."""
-    groups = []
-    for answer in answers:
-        group = next((group for group in groups if same(group[0], answer)), None)
-        if group is None:
-            groups.append([answer])
-        else:
-            group.append(answer)
-    return max(groups, key=len)[0] if groups else None
+def read_evaluation(path):
+    """The rows of a file that eval.py wrote, one a benchmark and decoding of a checkpoint. Shares are in percent."""
+    shares = dict(score="avg", truncated="truncation_rate", boxed="format_rate", taught_error="taught_error")
+    rows, shares["gap_error"] = [], "gap_error"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        settings = run["settings"]
+        conditions = ", ".join(f"{name} {settings[name]}" for name in CONDITIONS if name in settings)
+        for result in run["results"]:
+            row = dict(label=run["label"], seed=run["train_seed"], step=result["step"], benchmark=result["benchmark"])
+            row |= dict(decoding=result["decoding"], n=result["n"], problems=len(result["per_problem"]))
+            row |= {name: 100 * result[key] for name, key in shares.items() if result.get(key) is not None}
+            row |= dict(tokens=result["length"], markers=result["markers"], minutes=result["seconds"] / 60)
+            row |= dict(checksum=settings.get("checksums", {}).get(row["benchmark"]), model=settings.get("model"))
+            rows.append(row | dict(conditions=conditions, per_problem=result["per_problem"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise renio.UserError(f"{path}: not scores of this eval.py ({problem}); score the run again") from None
+    return rows
 
 
-def average(benchmarks):
-    """Mean over benchmarks of the mean over seeds and problems. benchmarks: arrays (seeds, problems)."""
-    return float(np.mean([values.mean() for values in benchmarks]))
+def unusual_settings(scores):
+    """A text a row: what most rows do not share of training flags, unless the label says it, and of scoring."""
+    texts = scores.label.map(lambda label: "")
+    distilled = scores["flags"].map(lambda flags: flags.get("method") in ("opd", "opsd"))
+    for name, part in FLAGS.items():
+        values = scores["flags"].map(lambda flags, name=name: f"{name} {flags.get(name)}")
+        unusual = distilled & (values != Counter(values[distilled]).most_common(1)[0][0] if any(distilled) else False)
+        unusual &= ~scores.label.str.contains(part, regex=False)
+        texts[unusual] += values[unusual] + "; "
+    usual = scores.groupby(["benchmark", "decoding"]).conditions.transform(lambda values: values.mode()[0])
+    texts[scores.conditions != usual] += "scored with " + scores.conditions + "; "
+    return texts.str.removesuffix("; ")
 
 
-def bootstrap_interval(values, resamples=10_000, level=0.95):
-    """Percentile interval of the mean of `values`, one a problem, under resampling of the problems."""
-    values = np.asarray(values, dtype=float)  # (P,)
-    means = bootstrap_weights(len(values), resamples) @ values
-    return tuple(float(q) for q in np.quantile(means, [(1 - level) / 2, (1 + level) / 2]))
+def read_lines(path):
+    """The rows of a .jsonl file as a DataFrame, an empty one where there is no such file."""
+    import pandas as pd
+
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return pd.DataFrame([json.loads(line) for line in text.splitlines()])
 
 
-@functools.lru_cache(maxsize=2)  # drawing them costs far more than using them
-def bootstrap_weights(n, resamples):
-    """Weight of each of n values in the mean of each bootstrap resample, (resamples, n)."""
-    drawn = np.random.default_rng(0).integers(n, size=(resamples, n)) + n * np.arange(resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=resamples * n).reshape(resamples, n) / n
+def training_columns(folder):
+    """What the files of a run say: its flags, means over the steps, how well scores find its incorrect rollouts."""
+    from scipy import stats
+
+    config = folder / "config.json"
+    flags = json.loads(config.read_text(encoding="utf-8"))["flags"] if config.exists() else {}
+    columns = dict(flags=flags, prefix_tokens=flags.get("prefix_tokens"), train_minutes=0.0)
+    metrics, rollouts = read_lines(folder / "metrics.jsonl"), read_lines(folder / "rollouts.jsonl")
+    if "rollout_accuracy" in metrics:
+        columns |= {name: metrics[name].mean() for name in TRAINING if name in metrics}
+        columns |= dict(train_minutes=metrics.seconds.sum() / 60, seconds_per_step=metrics.seconds[1:].mean())
+    if "renio_weight" not in rollouts:
+        return columns
+    weight, entropy = rollouts.renio_weight, rollouts.teacher_entropy
+    finders = dict(weight=weight, entropy=entropy, length=rollouts.completion.map(len), key_tokens=rollouts.key_tokens)
+    finders |= dict(mean_log_ratio=rollouts.log_ratios.map(np.mean), max_log_ratio=rollouts.log_ratios.map(max))
+    finders |= {side: -rollouts[f"{side}_logprob"] for side in ("student", "teacher") if f"{side}_logprob" in rollouts}
+    graded = rollouts.correct.notna()
+    steps, incorrect = rollouts.step[graded], ~rollouts.correct[graded].astype(bool)
+    columns |= {f"auc_{name}": auc_within_batch(steps, values[graded], incorrect) for name, values in finders.items()}
+    share = weight[graded] / weight[graded].groupby(steps).transform("sum")  # Eq. 8 compares within a batch
+    columns["incorrect_rollouts"] = 100 * incorrect.mean()
+    columns["incorrect_weight"] = 100 * share[incorrect].sum() / share.sum()
+    clipped = weight >= 0.999 * weight.max()  # rounding leaves the clip's weight a little apart
+    groups = dict(one=weight == 1, between=(weight > 1) & ~clipped, clipped=(weight > 1) & clipped)
+    columns |= {f"entropy_{name}": entropy[group].mean() for name, group in groups.items()}
+    return columns | dict(entropy_rho=stats.spearmanr(weight, entropy).statistic)
 
 
-def t_p_value(t, df):
-    """Two-sided p-value of Student's t at whole degrees of freedom, exact: Abramowitz and Stegun, 26.7.3 and 26.7.4."""
-    angle, odd = math.atan(abs(t) / math.sqrt(df)), df % 2
-    term, total = math.cos(angle) ** odd, 0.0
-    for j in range(odd, df - 1, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (j + 1) / (j + 2)
-    inside = math.sin(angle) * total
-    return max(0.0, 1 - (2 / math.pi * (angle + inside) if odd else inside))
-
-
-@functools.cache
-def t_quantile(df):
-    """The t whose two-sided p-value is 5 %, to 1e-9."""
-    low, high = 0.0, 13.0
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_p_value(middle, df) > 0.05 else (low, middle)
-    return high
-
-
-def seed_means(benchmarks):
-    """Means over problems and benchmarks, (seeds,). benchmarks: arrays (seeds, problems)."""
-    return np.mean([v.mean(axis=1) for v in benchmarks], axis=0).round(12)  # equal ones must have no spread
-
-
-def problem_variance(values):
-    """Variance of the mean of `values` (seeds, problems) that the draw of the problems alone makes.
-
-    The two-way layout's estimate: what varies from seed to seed within a problem is taken off.
-    """
-    seeds, problems = values.shape
-    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
-    within = (rest**2).sum() / ((seeds - 1) * (problems - 1))
-    return max(0.0, (values.mean(axis=0).var(ddof=1) - within / seeds) / problems)
-
-
-def interval(*benchmarks, within=(-np.inf, np.inf), other_problems=False):
-    """95 % interval of the mean over seeds and problems, averaged over benchmarks.
-
-    benchmarks: (seeds, problems) each, of the same seeds; the paired differences where two methods are compared.
-    within: bounds of the quantity itself.
-    One seed: bootstrap over the problems of each benchmark, which knows nothing of another training.
-    More: Student's t over the seeds' means, for other trainings scored on these problems; their means hold what the
-    answers vary by already. other_problems: for other problems of the kind too, where seeds and problems are crossed
-    effects; t² times variance is added up over both (Banerjee 1960), since with Satterthwaite's degrees of freedom
-    intervals over 2 or 3 seeds hold the truth in 88 to 94 % only. tests/intervals.py simulates both.
-    """
-    seeds = len(benchmarks[0])
-    if seeds == 1:
-        # benchmarks of one size must not be resampled alike
-        means = np.mean([np.random.default_rng(i).permutation(bootstrap_weights(v.shape[1], 10_000) @ v[0])
-                         for i, v in enumerate(benchmarks)], axis=0)
-        low, high = np.quantile(means, [0.025, 0.975])
-    else:
-        by_seed = seed_means(benchmarks)
-        squared = t_quantile(seeds - 1) ** 2 * by_seed.var(ddof=1) / seeds if np.ptp(by_seed) else 0.0
-        for values in (v for v in benchmarks if other_problems and v.shape[1] > 1):
-            squared += t_quantile(values.shape[1] - 1) ** 2 * problem_variance(values) / len(benchmarks) ** 2
-        low, high = by_seed.mean() - np.sqrt(squared), by_seed.mean() + np.sqrt(squared)
-    return float(max(low, within[0])), float(min(high, within[1]))
-
-
-def verdict(seeds, ends):
-    """What an interval over so many seeds says of the claim that a quantity is above 0."""
-    if seeds < 2:
-        return f"undecided ({'one seed' if seeds else 'no seed in common'})"
-    if ends[0] == ends[1]:
-        return "undecided (no spread over seeds)"  # to which no error can be given
-    if ends[0] <= 0 <= ends[1]:
-        return "undecided (the interval holds 0)"
-    return "supported" if ends[0] > 0 else "not supported: the opposite"
-
-
-def seeds_p_value(by_seed):
-    """Two-sided p-value of the mean over seeds being 0, by Student's t; nan for fewer than two, and without spread."""
-    if len(by_seed) < 2 or not np.ptp(by_seed):
-        return math.nan
-    return t_p_value(by_seed.mean() / by_seed.std(ddof=1) * math.sqrt(len(by_seed)), len(by_seed) - 1)
-
-
-def holm(p_values, level=0.05):
-    """Which hypotheses are rejected so that the chance of one false rejection among all is `level` (Holm 1979).
-
-    Those whose p-value is nan are not tested and not counted.
-    """
-    rejected, tested = [False] * len(p_values), np.isfinite(p_values).sum()
-    for rank, place in enumerate(np.argsort(p_values)[:tested]):  # nan come last
-        if p_values[place] > level / (tested - rank):
-            break
-        rejected[place] = True
-    return rejected
-
-
-def paired_p_value(differences, resamples=10_000):
-    """Two-sided p-value of the mean of paired differences, one a problem, being 0: random changes of their signs.
-
-    Counts the observed signs as one of the draws, so that it is never 0.
-    """
-    differences = np.asarray(differences, dtype=float)
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(resamples, len(differences)))
-    extreme = np.abs(signs @ differences) >= abs(differences.sum()) - 1e-9
-    return float((1 + extreme.sum()) / (1 + resamples))
-
-
-def rank_correlation(x, y):
-    """Spearman's: the correlation of the ranks, ties sharing theirs; nan where one side is constant."""
-    def ranks(values):
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        return (counts.cumsum() - (counts - 1) / 2)[place]
-
-    a, b = (r - r.mean() for r in (ranks(x), ranks(y)))
-    scale = np.sqrt((a**2).sum() * (b**2).sum())
-    return float((a * b).sum() / scale) if scale else float("nan")
+def auc_within_batch(steps, values, incorrect):
+    """Chance that an incorrect rollout has a larger value than a correct one of its step; mean over steps with both."""
+    ranks = values.groupby(steps).rank().where(incorrect, 0).groupby(steps).sum()
+    n_incorrect, n_correct = incorrect.groupby(steps).sum(), (~incorrect).groupby(steps).sum()
+    pairs = (n_incorrect * n_correct).where(lambda count: count > 0)
+    return ((ranks - n_incorrect * (n_incorrect + 1) / 2) / pairs).mean()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Evaluations, read back and compared.
+# Statistics. Intervals are 95 %: over training seeds Student's t, of one run the bootstrap over problems.
 
 
-class Scored(NamedTuple):
-    """One eval.json, without its answers."""
-
-    label: str
-    seed: int  # of the training
-    step: int | None  # of the checkpoint; None for a whole run or a model as it came
-    path: Path
-    settings: dict
-    # (benchmark, decoding) -> scores; conditions; and per_problem: of each key of UNITS that it has, a mean a problem
-    results: dict
-
-    @property
-    def folder(self):  # of the run
-        return self.path.parent if self.step is None else self.path.parent.parent
+def by_seed(scores, decoding, task="math"):
+    """Scores at the last step, means over the task's benchmarks, as a DataFrame: a row a seed, a column a label."""
+    rows = scores[scores["last"] & (scores.decoding == decoding) & (scores.task == task)]
+    counts = rows.benchmark.value_counts()
+    rows = rows[rows.benchmark.isin(counts.index[2 * counts >= counts.max()])]  # not what few runs are scored on
+    table = rows.pivot(index=["seed", "label"], columns="benchmark", values="score")
+    table = table.mean(axis=1, skipna=False).unstack()
+    for label in [label for label in UNTRAINED if label in table and table[label].count() == 1]:
+        table[label] = table[label].max()  # one model, scored once, stands beside each seed
+    return table
 
 
-def conditions(settings, result):
-    """What a score was made with, by name: methods are compared only where all of it is the same.
-
-    A prompt with the solution is no condition but a method, the teacher of OPSD; its words are compared among its like.
-    """
-    names = ["max_new_tokens", "thinking", "engine", "dtype"]
-    names += ["temperature", "top_p", "top_k"] * (result["decoding"] == "sampled")
-    prompt = "prompt with the solution" if settings.get("privileged") else "prompt"
-    return dict(problems=settings["checksums"][result["benchmark"]], answers=result["n"],
-                **{name: settings.get(name) for name in names}, **{prompt: settings.get("prompt")})
+def difference(table, label, other):
+    """label − other for each seed that both have; nothing where one of the two is missing."""
+    if label not in table or other not in table:
+        return np.array([])
+    return (table[label] - table[other]).dropna().round(9).to_numpy()
 
 
-def sums_by_problem(result):
-    """What an eval.json records of each answer in numbers, {name: a sum over its answers for each problem}."""
-    names = [name for name in ("right", "tokens", "markers", *(f"wrong_{kind}" for kind in ERRORS))
-             if name in result["problems"][0]["answers"][0]]
-    return {name: [sum(answer[name] for answer in p["answers"]) for p in result["problems"]] for name in names}
+def interval(values):
+    """Student's interval of a mean over seeds and its two-sided p-value; None over fewer than three, or equal ones."""
+    from scipy import stats
+
+    if len(values) < 3 or np.ptp(values) == 0:
+        return None
+    test = stats.ttest_1samp(values, 0)
+    return *test.confidence_interval(0.95), float(test.pvalue)
 
 
-def read_scored(path):
-    """A Scored. Raises renio.UserError for a file that is no evaluation."""
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        results = {}
-        for r in run["results"]:
-            sums = r["per_problem"] if "per_problem" in r else sums_by_problem(r)
-            per_problem = {key: np.array(values) / r["n"] for key, values in sums.items()}
-            for kind in ERRORS:
-                if f"{kind}_error" in r:  # scaled so that the mean over the problems is the share of all operations
-                    wrong = per_problem.pop(f"wrong_{kind}")
-                    per_problem[f"{kind}_error"] = wrong * (r[f"{kind}_error"] / (wrong.mean() or 1))
-            results[r["benchmark"], r["decoding"]] = {k: v for k, v in r.items() if k != "problems"} | dict(
-                conditions=conditions(run["settings"], r), per_problem=per_problem)
-        return Scored(run["label"], run["train_seed"], run["step"], path, run["settings"], results)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise renio.UserError(f"{path}: not a file that eval.py wrote ({type(error).__name__}: {error})") from None
+def bootstrap(values):
+    """Interval of a mean over problems."""
+    from scipy import stats
+
+    return stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
 
 
-def differing(run, other):
-    """Names of the conditions that two evaluations do not share, in what both have scored, in order."""
-    return sorted({name for key in run.results.keys() & other.results.keys()
-                   for name, value in run.results[key]["conditions"].items()
-                   if other.results[key]["conditions"].get(name, value) != value})
+def verdict(values):
+    """What the gains of a claim, an entry a seed, say of it."""
+    ends = interval(values)
+    if ends is None:
+        return ["not run", "one seed", "two seeds", "no spread"][min(len(values), 3)]
+    if ends[0] <= 0 <= ends[1]:
+        return "no effect"
+    return "holds" if ends[0] > 0 else "opposite"
 
 
-def percent(value, ends=None, form=".1f", scale=100):
-    """A value with the ends of its interval as text, in percent or otherwise scaled."""
-    text = format(scale * value, form)
-    return text + (f" [{scale * ends[0]:{form}}, {scale * ends[1]:{form}}]" if ends else "")
+def cell(values, form="+.1f", within=(-math.inf, math.inf)):
+    """A mean over seeds with its interval, within bounds, as text; of two seeds both values, as they give none."""
+    if len(values) == 0:
+        return "–"
+    numbers = values if len(values) == 2 else [np.mean(values), *(interval(values) or ())[:2]]
+    texts = [format(number, form).replace("-", "−") for number in np.clip(numbers, *within)]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else ", ".join(texts)
 
 
 def compare(words):
-    """Print what the evaluations on the second side score beyond those on the first, paired by seed and problem.
+    """Print the gains of B over A. words: files A and B, paired by problem; or several, vs, several, paired by seed."""
+    from scipy import stats
 
-    words: a file a side, or several, `vs` and several, each of its own training seed; --other_settings.
-    Raises renio.UserError for files that are no evaluations, of other problems, or of other settings.
-    """
-    other_settings, words = "--other_settings" in words, [word for word in words if word != "--other_settings"]
-    files = [word for word in words if word != "vs"]
     place = words.index("vs") if "vs" in words else 1
-    if not 0 < place < len(files) or len(files) > 2 and "vs" not in words:
-        raise renio.UserError("compare takes two files that eval.py wrote; or several, then vs, then several")
-    runs = [read_scored(Path(file)) for file in files]
-    first, last = runs[0], runs[-1]
-    for run in runs[1:]:
-        other = differing(first, run) + ["privileged"] * (
-            first.settings.get("privileged") != run.settings.get("privileged"))
-        if "problems" in other or other and not other_settings:
-            raise renio.UserError(f"compare: {first.path} and {run.path} differ in {', '.join(other)}"
-                                  + "; --other_settings compares them all the same" * ("problems" not in other))
-    if len(files) == 2:  # a pair, whatever their seeds
-        runs = [run._replace(seed=0) for run in runs]
-    common = {run.seed for run in runs[:place]} & {run.seed for run in runs[place:]}
-    scores = Scores([[run._replace(label="the first side" if i < place else "the second side")]
-                     for i, run in enumerate(runs) if run.seed in common], None, "")
-    said = []
-    for title, *what in scores.columns():
-        values = scores.difference("the second side", "the first side", *what)
-        if values:
-            ours, theirs = (percent(average(scores.of(f"the {side} side", *what)[1])) for side in ("second", "first"))
-            of = (f"p = {paired_p_value(values[0][0]):.4f} over problems, which says nothing of another training"
-                  if len(common) == 1 else
-                  f"p = {seeds_p_value(seed_means(values)):.4f} over {len(common)} training seeds; other problems too "
-                  f"{percent(average(values), interval(*values, other_problems=True), '+.1f').partition(' ')[2]}")
-            said.append(f"{title}: {last.label} {ours} − {first.label} {theirs} = "
-                        f"{percent(average(values), interval(*values), '+.1f')} points, {of}")
-    if not said:
-        raise renio.UserError("compare: no training seed, or no benchmark and decoding, that both sides have")
-    print(*said, sep="\n")
+    sides = [words[:place], [word for word in words[place:] if word != "vs"]]
+    if not all(sides) or ("vs" not in words and len(words) != 2):
+        raise renio.UserError("compare takes two files that eval.py wrote; or several, vs, and several")
+    rows, pairs = [{}, {}], {}  # (benchmark, decoding, seed) -> row; (benchmark, decoding) -> pairs of rows
+    for own, paths in zip(rows, sides, strict=True):
+        for row in [row for path in paths for row in read_evaluation(Path(path))]:
+            key = row["benchmark"], row["decoding"], row["seed"] if "vs" in words else 0
+            if key not in own or (row["step"] or 0) >= (own[key]["step"] or 0):  # the last step counts
+                own[key] = row
+    for key in [key for key in rows[0] if key in rows[1]]:
+        pairs.setdefault(key[:2], []).append((rows[0][key], rows[1][key]))
+    if not pairs:
+        raise renio.UserError("compare: the two sides share no benchmark and decoding, or no training seed")
+    for (benchmark, decoding), own in pairs.items():
+        every, gains = [row for pair in own for row in pair], np.array([b["score"] - a["score"] for a, b in own])
+        if len({(row["checksum"], row["problems"]) for row in every}) > 1:
+            raise renio.UserError(f"compare: the two sides were scored on different problems of {benchmark}")
+        text, p_value = f"{cell(gains)} points, training seeds: {len(gains)}", (interval(gains) or [math.nan])[-1]
+        if len(own) == 1:
+            gains = 100 * np.subtract(every[1]["per_problem"], every[0]["per_problem"])
+            p_value = stats.permutation_test((gains,), np.mean, permutation_type="samples", rng=0).pvalue
+            text = "{:+.1f} [{:+.1f}, {:+.1f}] points, over problems alone".format(gains.mean(), *bootstrap(gains))
+        means = [f"{every[k]['label']} {np.mean([row['score'] for row in every[k::2]]):.1f}" for k in (0, 1)]
+        note = " | ".join(sorted({row["conditions"] for row in every}))
+        note = f"; scored with different settings: {note}" if "|" in note else ""
+        text += "" if math.isnan(p_value) else f", p = {p_value:.4f}"
+        print(f"{benchmark}, {DECODINGS[decoding]}: {means[1]} − {means[0]} = {text.replace('-', '−')}{note}")
 
 
-def read_folder(folder):
-    """Scores of all evaluations below a folder: a Scores for each set of conditions, the one of most runs first.
+# ---------------------------------------------------------------------------------------------------------------------
+# The paper's claims and tables, ours beside them.
 
-    A run has the conditions of its last step; those of its checkpoints that have others are left out, with a warning.
-    """
-    by_folder = {}  # a method trained for math and the same for code have one label and other benchmarks
-    for path in sorted(folder.rglob("eval.json")):
-        run = read_scored(path)
-        by_folder.setdefault(run.folder, []).append(run)
-    if not by_folder:
-        raise renio.UserError(f"report {folder}: no eval.json below it")
-    groups = []
-    for runs in by_folder.values():
-        last = max(runs, key=lambda run: math.inf if run.step is None else run.step)
-        for run in runs:
-            if other := differing(last, run):
-                print(f"warning: {run.path} differs from {last.path.parent.name} in {', '.join(other)}; left out",
-                      file=sys.stderr)
-        runs = [run for run in runs if run is not last and not differing(last, run)] + [last]
-        for group in groups:
-            if not any(differing(last, others[-1]) for others in group):
-                group.append(runs)
-                break
+PUBLISHED_SCORES = """
+Qwen3-1.7B: base 36.89 65.42, grpo 37.22 70.36, opsd 40.83 68.64, opsd+renio 42.78 70.53, opd 40.37 68.42,
+ opd+renio 42.04 69.28, opsd@4096 38.70, opsd+renio@4096 40.56, opd@4096 41.38, opd+renio@4096 42.31,
+ opd+renio-noclip 40.09, opd+renio-nothreshold 40.83, opd+renio-nonorm 39.54, opsd+ts_sample 41.57,
+ opsd+st_token 40.28, opd-correct 40.3, opd-incorrect 42.9, opsd-correct 39.1, opsd-incorrect 41.6
+Qwen3-4B: base 60.65 82.03, grpo 61.30 82.03, opsd 62.59 82.11, opsd+renio 63.89 82.68
+Qwen3-8B: base 63.52 81.68, grpo 64.16 82.86, opsd 64.08 81.82, opsd+renio 65.56 82.86
+DeepSeek-R1-Distill-Qwen-1.5B: base 21.67 45.08, grpo 23.24 45.36, opsd 21.20 45.67, opsd+renio 22.78 46.22,
+ opd 22.13 45.65, opd+renio 23.43 46.06
+DeepSeek-R1-Distill-Qwen-7B: base 40.83 65.95, grpo 39.72 66.49, opsd 39.69 66.60, opsd+renio 41.57 67.12
+"""  # ReNIO, arXiv 2606.23104v1, Tables 1-4 and 8, Figure 1: math Avg@12, code Avg@4; best of four checkpoints
+PUBLISHED = {}  # (student, task) -> {label: score}
+for _student, _, _pairs in (line.partition(": ") for line in PUBLISHED_SCORES.replace("\n ", " ").strip().splitlines()):
+    for _label, *_values in map(str.split, _pairs.split(",")):
+        for _task, _value in zip(("math", "code"), _values, strict=False):
+            PUBLISHED.setdefault((_student, _task), {})[_label] = float(_value)
+BOTH = ("opsd", "opd")
+CLAIMS = [  # what the paper claims, the target of run_all.sh that makes it, the label that should be above, the other
+    *((f"{m.upper()} beats the base (Tables 1, 2)", "main", m, "base") for m in BOTH),
+    ("OPSD with ReNIO beats GRPO (Table 1)", "main", "opsd+renio", "grpo"),
+    *((f"ReNIO improves {m.upper()} (Tables 1, 2)", "main", f"{m}+renio", m) for m in BOTH),
+    *((f"ReNIO improves {m.upper()}, other length (Table 3)", "table3", f"{m}+renio@*", f"{m}@*") for m in BOTH),
+    ("the clip helps (Table 4)", "table4", "opd+renio", "opd+renio-noclip"),
+    ("the threshold helps (Table 4)", "table4", "opd+renio", "opd+renio-nothreshold"),
+    ("the batch norm helps (Table 4)", "table4", "opd+renio", "opd+renio-nonorm"),
+    ("S/T beats T/S weights (Table 8)", "table8", "opsd+renio", "opsd+ts_sample"),
+    ("sample beats token weights (Table 8)", "table8", "opsd+renio", "opsd+st_token"),
+    *(
+        (f"incorrect rollouts teach {m.upper()} more (Figure 1)", "figure1", f"{m}-incorrect", f"{m}-correct")
+        for m in BOTH
+    ),
+    *((f"high weight, low teacher entropy, {m.upper()} (Figure 5)", "main", m, None) for m in BOTH),
+]
+METHODS = ["base", "grpo", "opsd", "opsd+renio", "opd", "opd+renio"]
+CONTROLS = [  # the name, and what is put behind METHOD on either side
+    ("ReNIO", "+renio", ""), ("oracle: weight 20 where incorrect, else 1", "+correctness", ""),
+    ("ReNIO's weights, dealt at random", "+renio_shuffled", ""), ("ReNIO, batch 128", "+renio-batch128", "-batch128"),
+    ("random weights, batch 128", "+renio_shuffled-batch128", "-batch128"), ("ReNIO, other length", "+renio@*", "@*"),
+    ("ReNIO, JSD", "+renio-beta0.5", "-beta0.5"), ("ReNIO, reverse KL", "+renio-beta1", "-beta1"),
+    ("ReNIO, teacher reads the solution", "+renio-privileged", "-privileged"),
+]  # fmt: skip
+
+
+def run_values(scores, label, column):
+    """A column of training, an entry a seed that has it."""
+    rows = scores[(scores.label == label) & (scores.task == "math")].drop_duplicates("seed")
+    return rows[column].dropna().to_numpy() if column in rows else np.array([])
+
+
+def scorecard(scores, tables, student):
+    """The claims, a dict each: claim, target, paper (text), gains (an array a decoding), verdict, stands after Holm."""
+    found, published = [], PUBLISHED.get((student, "math"), PUBLISHED["Qwen3-1.7B", "math"])
+    for claim, target, label, other in CLAIMS:
+        gains, paper = [difference(table, label, other) for table in tables.values()], "ρ < 0"
+        if other:
+            paper = [published.get(paper_label(scores, x), math.nan) for x in (label, other)]
+            paper = f"{paper[0] - paper[1]:+.2f}".replace("+nan", "")
         else:
-            groups.append([runs])
-    groups.sort(key=len, reverse=True)
-    return [Scores(runs, folder, f"-{i}" if i > 1 else "") for i, runs in enumerate(groups, start=1)]
-
-
-def configs_of(runs):
-    """The config.json of each of the runs, of those that were trained."""
-    return [json.loads(path.read_text(encoding="utf-8")) for run in runs
-            if (path := run.folder / "config.json").exists()]
-
-
-def flags_of(runs):
-    """The flags that each of the runs was trained with, of those that were."""
-    return [config["flags"] for config in configs_of(runs)]
-
-
-class Scores:
-    """Evaluations of one student under the same conditions, asked by label.
-
-    runs: a list of evaluations a run, those of its checkpoints; `last`: the last one of each.
-    """
-
-    def __init__(self, runs, folder, suffix):
-        self.runs, self.folder, self.suffix = runs, folder, suffix  # the suffix is of the figures' names
-        self.last = [checkpoints[-1] for checkpoints in runs]
-        seen = {}
-        for run in self.last:
-            for other in (seen.setdefault((run.label, run.seed, key), run) for key in run.results):
-                if other is not run:
-                    raise renio.UserError(
-                        f"{other.path} and {run.path} are both {run.label} with training seed {run.seed}")
-        scored_on = {key for run in self.last for key in run.results}
-        names = {benchmark for benchmark, _ in scored_on}
-        self.benchmarks = [b for b in BENCHMARKS if b in names] + sorted(names - BENCHMARKS.keys())
-        self.decodings = [d for d in ("sampled", "greedy") if any(d == decoding for _, decoding in scored_on)]
-        self.labels = list(dict.fromkeys(run.label for run in self.last))
-        self.other_length = next((label.partition("@")[2] for label in self.labels if "@" in label), "*")
-        self.micro = self.benchmarks == ["arith"]
-        students = {Path(run.settings["model"]).name for run in self.last
-                    if run.label == "base" or run.settings.get("adapter")}
-        self.student = "Qwen3-1.7B" if self.micro else students.pop() if len(students) == 1 else None
-
-    def named(self, label):
-        """A label of SECTIONS as these runs have it: the other length of rollouts for *, the main run for the sweeps'
-        centre unless that is a run of its own."""
-        if label == CENTRE and label not in self.labels:
-            return "opd+renio"
-        return label.replace("*", self.other_length)
-
-    def columns(self):
-        """What a table shows of each method: (title, benchmarks whose mean it is, decoding)."""
-        columns = []
-        for decoding in self.decodings:
-            for task in ("arith", "math", "code"):
-                names = [b for b in self.benchmarks if benchmark_of(b).task == task]
-                columns += [(f"{name}, {decoding}", [name], decoding) for name in names]
-                if len(names) > 1:
-                    columns.append((f"{task} mean, {decoding}", names, decoding))
-        return columns
-
-    def headline_columns(self):
-        """The columns that claims are judged on: means over benchmarks in place of their parts."""
-        columns = self.columns()
-        return [c for c in columns if not any(set(c[1]) < set(more) for _, more, _ in columns)]
-
-    def of(self, label, benchmarks, decoding, key="right", step=None):
-        """Training seeds, and for each benchmark the numbers (seeds, problems); ([], []) where one is missing.
-
-        step: of a checkpoint; None for the end of each run.
-        """
-        found = {}
-        for run in self.last if step is None else [run for runs in self.runs for run in runs if run.step == step]:
-            for name, how in run.results:
-                if (run.label, how) == (label, decoding) and key in run.results[name, how]["per_problem"]:
-                    found[run.seed, name] = run.results[name, how]["per_problem"][key]
-        seeds = sorted({seed for seed, _ in found if all((seed, b) in found for b in benchmarks)})
-        return seeds, [np.array([found[seed, b] for seed in seeds]) for b in benchmarks] if seeds else []
-
-    def steps(self, label):
-        return sorted({run.step for runs in self.runs for run in runs if run.label == label and run.step is not None})
-
-    def best(self, label, benchmarks, decoding):
-        """Mean over seeds of the score of each run's best checkpoint, and how many checkpoints; None without several.
-
-        One checkpoint a run, that of the highest mean over all that the run is scored on.
-        """
-        chosen = []
-        for checkpoints in self.runs:
-            checkpoints = [run for run in checkpoints if run.label == label and run.step is not None]
-            common = set.intersection(*(set(run.results) for run in checkpoints)) if len(checkpoints) > 1 else set()
-            if all((benchmark, decoding) in common for benchmark in benchmarks):
-                best = max(checkpoints, key=lambda run: np.mean([run.results[key]["avg"] for key in common]))
-                chosen.append(np.mean([best.results[benchmark, decoding]["avg"] for benchmark in benchmarks]))
-                count = len(checkpoints)
-        return (np.mean(chosen), count) if chosen else None
-
-    def difference(self, label, other, benchmarks, decoding, key="right"):
-        """label − other by problem on the seeds of both, (seeds, problems) a benchmark; [] where one is missing."""
-        seeds, values = self.of(label, benchmarks, decoding, key)
-        other_seeds, others = self.of(other, benchmarks, decoding, key)
-        common = [seed for seed in seeds if seed in other_seeds]
-        return [a[[seeds.index(seed) for seed in common]] - b[[other_seeds.index(seed) for seed in common]]
-                for a, b in zip(values, others, strict=False)]
-
-    def trained(self, label):
-        """The runs with this label by seed, only those scored on the first of the benchmarks: not code beside math."""
-        runs = [run for run in self.last if run.label == label and any(b == self.benchmarks[0] for b, _ in run.results)]
-        return sorted(runs, key=lambda run: run.seed)
-
-    def logs(self, label, name):
-        """The rows of the metrics.jsonl or rollouts.jsonl of each run with this label that has one, by seed."""
-        paths = [run.folder / name for run in self.trained(label)]
-        return [[json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-                for path in paths if path.exists()]
-
-    def seconds(self, label):
-        """Seconds of the optimizer steps of its runs but the first ones, which warm up; grpo makes several a row."""
-        steps = max((f["iterations"] for f in flags_of(self.trained(label)) if f["method"] == "grpo"), default=1)
-        return [row["seconds"] / steps for rows in self.logs(label, "metrics.jsonl") for row in rows[1:]]
-
-    def auc_within_batch(self, label):
-        """Chance that a wrong rollout has a larger ReNIO weight than a right one of its batch, (seeds,).
-
-        Means over the steps whose batch has both. Eq. 8 compares weights within a batch, so only there it matters.
-        """
-        by_seed = [[row["weight_auc_wrong"] for row in rows if row.get("weight_auc_wrong") is not None]
-                   for rows in self.logs(label, "metrics.jsonl")]
-        return np.array([np.mean(values) for values in by_seed if values])
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The report's tables, in Markdown. Each is a list of lines, empty where the runs have nothing to show in it.
-
-
-COLUMNS = [("aime24",), ("aime25",), ("hmmt25",), ("aime24", "aime25", "hmmt25"), ("humaneval+",), ("mbpp+",),
-           ("humaneval+", "mbpp+")]  # of several the mean
-PUBLISHED = {  # ReNIO, arXiv 2606.23104v1, in percent: Tables 1-4 and 8, Figures 1 and 6; best of four checkpoints
-    "Qwen3-1.7B": {
-        "base": [51.33, 36.00, 23.33, 36.89, 73.63, 57.21, 65.42],
-        "grpo": [49.44, 38.61, 23.61, 37.22, 74.84, 65.87, 70.36],
-        "opsd": [53.06, 41.94, 27.50, 40.83, 74.85, 62.43, 68.64],
-        "opsd+renio": [57.78, 42.78, 27.78, 42.78, 77.90, 63.16, 70.53],
-        "opd": [54.44, 39.16, 27.50, 40.37, 74.40, 62.43, 68.42],
-        "opd+renio": [54.72, 43.06, 28.33, 42.04, 75.00, 63.56, 69.28],
-        "opsd@4096": [53.33, 37.22, 25.56, 38.70], "opsd+renio@4096": [53.33, 43.06, 25.28, 40.56],
-        "opd@4096": [56.11, 42.20, 25.83, 41.38], "opd+renio@4096": [56.39, 41.94, 28.61, 42.31],
-        "opd+renio-noclip": [53.61, 42.22, 24.44, 40.09], "opd+renio-nothreshold": [55.28, 41.94, 25.28, 40.83],
-        "opd+renio-nonorm": [51.94, 41.39, 25.28, 39.54],
-        "opsd+ts_sample": [55.28, 40.00, 29.44, 41.57], "opsd+st_token": [54.72, 40.28, 25.83, 40.28],
-        "opd-correct": [54.2, 38.9, 27.8, 40.3], "opd-incorrect": [57.8, 42.8, 28.1, 42.9],
-        "opsd-correct": [53.9, 39.4, 23.9, 39.1], "opsd-incorrect": [55.8, 42.8, 26.1, 41.6],
-        "opd+renio-clip2.0": [54.7, 41.7, 27.2, 41.2], "opd+renio-clip2.5": [56.4, 40.0, 27.8, 41.4],
-        "opd+renio-clip3.0": [54.7, 43.1, 28.3, 42.0],
-        "opd+renio-threshold0.6": [56.9, 42.5, 24.7, 41.4], "opd+renio-threshold1.0": [53.6, 42.2, 27.2, 41.0]},
-    "Qwen3-4B": {
-        "base": [74.44, 65.28, 42.22, 60.65, 86.74, 77.31, 82.03],
-        "grpo": [73.89, 67.78, 42.22, 61.30, 86.28, 77.78, 82.03],
-        "opsd": [75.56, 68.89, 43.33, 62.59, 86.43, 77.78, 82.11],
-        "opsd+renio": [75.83, 69.17, 46.67, 63.89, 87.04, 78.31, 82.68]},
-    "Qwen3-8B": {
-        "base": [74.17, 71.67, 44.72, 63.52, 85.52, 77.84, 81.68],
-        "grpo": [78.33, 69.44, 44.72, 64.16, 87.20, 78.51, 82.86],
-        "opsd": [75.28, 71.39, 45.56, 64.08, 86.59, 77.05, 81.82],
-        "opsd+renio": [78.06, 71.11, 47.50, 65.56, 88.41, 77.31, 82.86]},
-    "DeepSeek-R1-Distill-Qwen-1.5B": {
-        "base": [27.78, 22.78, 14.44, 21.67, 49.09, 41.07, 45.08],
-        "grpo": [31.67, 24.17, 13.89, 23.24, 49.24, 41.47, 45.36],
-        "opsd": [26.66, 23.89, 13.06, 21.20, 50.46, 40.87, 45.67],
-        "opsd+renio": [28.61, 24.44, 15.28, 22.78, 50.30, 42.13, 46.22],
-        "opd": [28.89, 23.06, 14.44, 22.13, 50.15, 41.14, 45.65],
-        "opd+renio": [29.72, 23.89, 16.67, 23.43, 50.91, 41.20, 46.06]},
-    "DeepSeek-R1-Distill-Qwen-7B": {
-        "base": [56.11, 40.83, 25.56, 40.83, 73.17, 58.73, 65.95],
-        "grpo": [54.17, 40.83, 24.17, 39.72, 74.70, 58.27, 66.49],
-        "opsd": [55.56, 38.89, 24.61, 39.69, 73.93, 59.26, 66.60],
-        "opsd+renio": [55.83, 42.78, 26.11, 41.57, 74.85, 59.39, 67.12]},
-}
-PUBLISHED_SECONDS = {"opsd": 4.61, "opsd+renio": 4.59, "opsd@4096": 12.40, "opsd+renio@4096": 12.13, "opd": 4.99,
-                     "opd+renio": 5.00, "opd@4096": 12.10, "opd+renio@4096": 11.56, "grpo": 29.90}  # Figure 4, a step
-
-
-def published_label(scores, label, by_length):
-    """The label under which the paper has this row; by_length: in a table over the length of rollouts.
-
-    The paper's main runs have the short rollouts. Where ours have the long ones, rows change places in such a table.
-    """
-    base, at, _ = label.partition("@")
-    if scores.other_length.isdigit() and int(scores.other_length) < 1024:
-        longer = f"{label}@4096"
-        return base if at else longer if by_length and longer in PUBLISHED_SECONDS else label
-    return label
-
-
-def published(scores, label, benchmarks, by_length=False):
-    """The paper's score of a method for this student on these benchmarks, "" where it has none.
-
-    At micro scale, whose student and problems are no one else's, that of Qwen3-1.7B in math: PAPER_FOR_ORDER.
-    """
-    figures = PUBLISHED.get(scores.student, {}).get(published_label(scores, label, by_length), [])
-    column = COLUMNS[3] if scores.micro else tuple(benchmarks)
-    place = COLUMNS.index(column) if column in COLUMNS else len(figures)
-    return f"{figures[place]:.2f}".removesuffix("0") if place < len(figures) else ""
-
-
-PAPER_FOR_ORDER = "the paper's Qwen3-1.7B in math, for the order alone"  # title of such a column
-
-
-def markdown_table(rows):
-    """Lines of a table. rows: of (header, cell) pairs, with the same headers in each."""
-    cells = [[header for header, _ in rows[0]], ["---"] * len(rows[0]), *([cell for _, cell in row] for row in rows)]
-    return ["| " + " | ".join(line) + " |" for line in cells]
-
-
-def plain_table(rows, width=100):
-    """The same as aligned text, without the last columns where all of them would be wider than `width`."""
-    lines = [""] * (1 + len(rows))
-    for column in zip(*rows, strict=True):
-        cells = [column[0][0], *(cell for _, cell in column)]
-        longer = [f"{line}{cell:<{max(map(len, cells)) + 2}}" for line, cell in zip(lines, cells, strict=True)]
-        if len(longer[0]) > width + 2:
+            gains[0] = -run_values(scores, label, "entropy_rho")
+        found.append(
+            dict(claim=claim, target=target, paper=paper, gains=gains, verdict=verdict(gains[0]), stands=False)
+        )
+    tested = [claim for claim in found if interval(claim["gains"][0])]
+    for rank, claim in enumerate(sorted(tested, key=lambda claim: interval(claim["gains"][0])[2])):  # Holm 1979
+        if interval(claim["gains"][0])[2] > 0.05 / (len(tested) - rank):
             break
-        lines = longer
-    return [line.rstrip() for line in lines]
+        claim["stands"] = True
+    return found
 
 
-def score_cell(scores, label, benchmarks, decoding):
-    """A score with its interval, as text."""
-    _, values = scores.of(label, benchmarks, decoding)
-    return percent(average(values), interval(*values, within=(0, 1))) if values else ""
+def paper_label(scores, label, in_table_of_lengths=False):
+    """The paper's label of a run. Its main rollouts are the short ones; ours may be those of METHOD@*."""
+    swapped = scores.prefix_tokens[scores.label.str.endswith("@*")].max() < 1024
+    if label.endswith("@*"):
+        return label.replace("@*", "" if swapped else "@4096")
+    return f"{label}@4096" if in_table_of_lengths and swapped else label
 
 
-def score_table(scores, labels, by_length=False):
-    """A row a method: score with interval, sd over seeds, best of the checkpoints, and the paper's score."""
-    columns = [c for c in scores.columns() if any(scores.of(label, *c[1:])[0] for label in labels)]
-    curves = any(scores.best(label, *what) for label in labels for _, *what in columns)
+def markdown_table(header, rows):
+    """Lines of a table. header: texts; rows: lists of texts."""
+    return ["", *(f"|{'|'.join(row)}|" for row in [header, ["---"] * len(header), *rows]), ""]
+
+
+def scorecard_lines(scores, claims):
+    rows, minutes = [], scores.groupby(["label", "seed"]).agg(dict(minutes="sum", train_minutes="max"))
+    minutes = minutes.sum(axis=1).groupby("label").mean()
+    for claim in claims:
+        ours = [cell(-gains, "+.2f") if "ρ" in claim["paper"] else cell(gains) for gains in claim["gains"]]
+        ours[0] = f"**{ours[0]}**" if claim["stands"] else ours[0]
+        labels = {label for _, target, *pair in CLAIMS if target == claim["target"] for label in pair if label}
+        cost = f", {minutes[list(labels)].sum():.1f}" if labels <= set(minutes.index) else ""
+        said = claim["verdict"] if claim["verdict"] != "one seed" or scores.seed.nunique() > 1 else ""
+        rows.append([said, claim["claim"], claim["paper"], *ours, claim["target"] + cost])
+    header = ["", "the paper's claim", "paper", *(f"ours, {name}" for name in DECODINGS.values()), "target, minutes"]
+    return ["## Scorecard", *markdown_table(header, rows), NOTES["scorecard"], ""]
+
+
+def row_name(scores, label):
+    """The label; behind it, in brackets, settings that its runs do not share with most others."""
+    rows = scores[(scores.label == label) & scores["last"] & (scores.settings != "")]
+    texts = [f"{text}, seeds {', '.join(map(str, part.seed.unique()))}" for text, part in rows.groupby("settings")]
+    return f"{label} ({'; '.join(texts)})" if texts else label
+
+
+def table_lines(scores, tables, student, title, target, rows, task="math"):
+    """A table of the paper, ours beside it, over the seeds of all rows. rows: (label, label it is compared with)."""
+    published = PUBLISHED.get((student, task), PUBLISHED["Qwen3-1.7B", task])
+    seeds, shown, lines, same, other_sign = set(), [], [], [], []
+    for row in rows:
+        own = set(tables["sampled"][row[0]].dropna().index) if row[0] in tables["sampled"] else set()
+        if own & (seeds or own):
+            seeds, shown = own & (seeds or own), [*shown, row]
+    if not {label for label, _ in shown}.difference([] if target == "main" else METHODS):
+        return [f"## {title}", "", f"Not run: `bash run_all.sh {target}`.", ""]
+    tables = {name: table.loc[table.index.isin(seeds)] for name, table in tables.items() if len(table)}
+    for label, other in shown:
+        paper = [published.get(paper_label(scores, x, target == "table3"), math.nan) for x in (label, other or "")]
+        texts = [row_name(scores, label), f"{paper[0]:.2f}", f"{paper[0] - paper[1]:+.2f}"]
+        for table in tables.values():
+            gains = cell(difference(table, label, other)) if other else ""
+            texts += [f"{table[label].mean():.1f}" if label in table else "", gains]
+        lines.append([text.replace("+nan", "").replace("nan", "") for text in texts])
+        if other in tables["sampled"] and not math.isnan(paper[0] - paper[1]):
+            agrees = difference(tables["sampled"], label, other).mean() * (paper[0] - paper[1]) > 0
+            (same if agrees else other_sign).append(label)
+    missing = [label for label, other in rows if (label, other) not in shown]
+    text = f"Signs as in the paper at temperature 1: {len(same)} of {len(same + other_sign)}"
+    text += f" (not {', '.join(other_sign)})" if other_sign else ""
+    text += f". Seeds: {', '.join(map(str, sorted(seeds)))}. " + (f"Not run: {', '.join(missing)}." if missing else "")
+    header = ["", "paper", "difference", *(text for name in tables for text in (DECODINGS[name], "difference"))]
+    return [f"## {title}", *markdown_table(header, lines), text, ""]
+
+
+def paper_tables():
+    """The paper's tables: (title, target, rows for table_lines)."""
+    lengths, arms = [], []
+    for method in BOTH:
+        for tail in ("@*", ""):
+            lengths += [(f"{method}{tail}", None), (f"{method}+renio{tail}", f"{method}{tail}")]
+        for tail in ("", "-mixed"):
+            arms += [(f"{method}-correct{tail}", None), (f"{method}-incorrect{tail}", f"{method}-correct{tail}")]
+    first = [("base", None), *((label, "base") for label in METHODS[1:])]
+    parts = [(f"opd{tail}", "opd+renio") for tail in ("+renio-noclip", "+renio-nothreshold", "+renio-nonorm", "")]
+    weights = [(f"opsd{tail}", "opsd+renio") for tail in ("+ts_sample", "+st_token", "")]
+    return [
+        ("Tables 1 and 2: methods, against the base", "main", first),
+        ("Table 3: two lengths of rollouts, ReNIO against none", "table3", lengths),
+        ("Table 4: parts of the weight, against opd+renio", "table4", [("opd+renio", None), *parts]),
+        ("Table 8: other weights, against opsd+renio", "table8", [("opsd+renio", None), *weights]),
+        ("Figure 1: incorrect against correct rollouts", "figure1", arms),
+    ]
+
+
+def control_lines(scores, tables):
+    """What each control gains over plain distillation; how well ReNIO's weight and simpler scores find mistakes."""
     rows = []
-    for label in labels:
-        row = [("method", label), ("seeds", str(max(len(scores.of(label, *c[1:])[0]) for c in columns)))]
-        for title, benchmarks, decoding in columns:
-            seeds, values = scores.of(label, benchmarks, decoding)
-            best = scores.best(label, benchmarks, decoding)
-            row += [(title, score_cell(scores, label, benchmarks, decoding)),
-                    ("sd", percent(seed_means(values).std(ddof=1)) if len(seeds) > 1 else "")]
-            row += [("best", f"{percent(best[0])} of {best[1]}" if best else "")] * curves
-            if scores.student in PUBLISHED and decoding == "sampled" and not scores.micro:
-                row.append(("paper", published(scores, label, benchmarks, by_length)))
-        if scores.micro:
-            row.append((PAPER_FOR_ORDER, published(scores, label, columns[0][1], by_length)))
-        rows.append(row)
-    return markdown_table(rows)
+    for name, *tails in CONTROLS:
+        gains = [difference(table, *(m + tail for tail in tails)) for m in BOTH for table in tables.values()]
+        if any(map(len, gains)):
+            rows.append([name, str(max(map(len, gains))), *map(cell, gains)])
+    header = ["against plain", "seeds", *(f"{m.upper()}, {name}" for m in BOTH for name in DECODINGS.values())]
+    lines, rows = ["## Controls", *markdown_table(header, rows)] if rows else [], []
+    for key in [key for key in FINDERS if f"auc_{key}" in scores]:
+        rows.append([FINDERS[key], *(cell(run_values(scores, m, f"auc_{key}"), ".3f", (0, 1)) for m in BOTH)])
+    finders = markdown_table(["AUC", "OPSD", "OPD"], rows)
+    title = "## How well do simpler scores find incorrect rollouts?"
+    return [*lines, title, *finders, NOTES["finders"], ""] if rows else lines
 
 
-class Claim(NamedTuple):
-    """What the paper says of two methods, or what a control asks: that `label` is above `other`."""
+def findings(scores, tables, claims):
+    """What came out, in five sentences made from the numbers, whichever way they point."""
 
-    text: str
-    label: str
-    other: str
-    key: str = "right"  # in right answers, or another key of UNITS
-    micro: bool = True  # whether it is judged at micro scale too
+    def gain(tail, plain="", decoding="sampled"):
+        gains = {m.upper(): difference(tables[decoding], m + tail, m + plain) for m in BOTH}
+        return " and ".join(f"{cell(values)} in {m}" for m, values in gains.items() if len(values)) or "not run"
 
-
-class Finding(NamedTuple):
-    """What the runs say of a claim."""
-
-    claim: str
-    compared: str
-    values: list  # (seeds, problems) a benchmark, or (seeds, 1): a quantity that is above 0 where the claim holds
-    scored_on: str = "rollouts"
-    form: str = "+.3f"
-    scale: int = 1
-    paper: str = ""
-
-
-# of a claim's key: what it is in, how it is written, in what scale
-UNITS = dict(right=("points", "+.1f", 100), tokens=("tokens an answer", "+.2f", 1),
-             markers=("markers an answer", "+.2f", 1),
-             **{f"{kind}_error": (f"% wrong of {what}", "+.2f", 100) for kind, what in ERRORS.items()})
+    names = ["incorrect_rollouts", "incorrect_weight", *(f"auc_{key}" for key in FINDERS)]
+    facts = {name: values.mean() for name in names if len(values := run_values(scores, "opd", name))}
+    finds = NOTES["finds"] if "auc_weight" in facts else ""
+    facts["best"] = max(
+        (key for key in FINDERS if f"auc_{key}" in facts), key=lambda key: facts[f"auc_{key}"], default=""
+    )
+    facts |= dict(score=FINDERS.get(facts["best"]), best_auc=facts.get(f"auc_{facts['best']}"))
+    pairs = [(m + tail, m + plain) for _, tail, plain in CONTROLS if tail == f"+renio{plain}" for m in BOTH]
+    signs = [[g.mean() > 0 for pair in pairs if len(g := difference(table, *pair))] for table in tables.values()]
+    facts |= dict(renio=gain("+renio"), greedy=gain("+renio", "", "greedy"), oracle=gain("+correctness"))
+    up, up_greedily = (f"{sum(sign)} of {len(sign)}" for sign in signs)
+    facts |= dict(random=gain("+renio_shuffled"), up=up, up_greedily=up_greedily)
+    facts |= dict(arms=gain("-incorrect", "-correct"), mixed=gain("-incorrect-mixed", "-correct-mixed"))
+    said = Counter(claim["verdict"] for claim in claims)
+    facts |= dict(claims=len(claims), verdicts=", ".join(f"{count} {name}" for name, count in said.items()))
+    return [(finds + NOTES["findings"]).format(**facts), ""]
 
 
-def claim_findings(scores, claims):
-    """Of each claim on each headline column, where the runs are there; the paper's difference in points."""
-    findings = []
-    for text, label, other, key, micro in claims:
-        if scores.micro and not micro:
-            continue
-        label, other = scores.named(label), scores.named(other)
-        for title, benchmarks, decoding in scores.headline_columns():
-            values, (unit, form, scale) = scores.difference(label, other, benchmarks, decoding, key), UNITS[key]
-            theirs = [float(published(scores, x, benchmarks) or "nan") for x in (label, other)]
-            known = np.isfinite(theirs).all() and (key, decoding) == ("right", "sampled")
-            if values:
-                findings.append(Finding(text, f"{label} − {other}", values, f"{title}, {unit}", form, scale,
-                                        f"{theirs[0] - theirs[1]:+.2f}" if known else ""))
-    return findings
-
-
-def rollout_findings(scores, rollouts):
-    """Whether ReNIO's weight ranks wrong rollouts above right ones, and falls with the teacher's entropy."""
-    found = []
-    for label in ("opd", "opsd"):
-        correlations = [rank_correlation(*weight_and_entropy(run)) for run in rollouts.get(label, [])]
-        found += [(f"the weight ranks wrong rollouts above right ones in {label.upper()}", "AUC − 0.5 within a batch",
-                   scores.auc_within_batch(label) - 0.5, ""),
-                  (f"higher weights go with lower entropy of the teacher in {label.upper()}", "− rank correlation",
-                   -np.array(correlations), "above 0")]
-    return [Finding(claim, compared, [by_seed[:, None]], paper=paper) for claim, compared, by_seed, paper in found
-            if len(by_seed) and np.isfinite(by_seed).all()]
-
-
-def verdict_rows(scores, findings):
-    """Rows for markdown_table."""
-    rows = []
-    stand = holm([seeds_p_value(seed_means(f.values)) for f in findings])
-    for f, stands in zip(findings, stand, strict=True):
-        seeds, problems = f.values[0].shape
-        ends = interval(*f.values) if seeds > 1 or seeds and problems > 1 else None
-        others = interval(*f.values, other_problems=True) if seeds > 1 and problems > 1 else None
-        said = verdict(seeds, ends)
-        rows.append([
-            ("claim", f.claim), ("difference", f.compared), ("scored on", f.scored_on), ("seeds", str(seeds)),
-            ("value [95 %]", percent(average(f.values), ends, f.form, f.scale) if seeds else ""),
-            ("other problems too", percent(0, others, f.form, f.scale).partition(" ")[2] if others else ""),
-            ("verdict", said),
-            ("after Holm", "" if said.startswith("undecided") else "stands" if stands else "does not stand"),
-            (PAPER_FOR_ORDER if scores.micro else "paper", f.paper)])
-    return rows if any(f.paper for f in findings) else [row[:-1] for row in rows]
-
-
-HEADLINES = [  # the claims of the report's first page
-    "OPSD improves the base", "OPD improves the base", "ReNIO improves OPSD", "ReNIO improves OPD",
-    "OPSD with ReNIO beats GRPO",
-    *(f"{what} in OPD" for what in (
-        "aiming: shuffled weights leave more errors on gaps than ReNIO's",
-        "variance: shuffled weights leave more errors on gaps than none", "aiming: ReNIO beats shuffled weights",
-        "variance: none beats shuffled weights", "incorrect-only beats correct-only")),
-    "incorrect-only beats correct-only in OPD, on the same problems (not in the paper)",
-    "the weight ranks wrong rollouts above right ones in OPD"]
-
-
-def headline_lines(rows):
-    """What was found of the main claims, a line each, in the words of the verdicts."""
-    lines = []
-    for claim in HEADLINES:
-        said = [f"{row['verdict'].partition(' (')[0]}, {row['value [95 %]']} ({row['scored on']})"
-                for row in map(dict, rows) if row["claim"] == claim]
-        lines += [f"- {claim}: {'; '.join(said)}"] if said else []
-    return ["## Findings", "", *lines, ""] if lines else []
-
-
-RECIPES = {  # how run_all.sh's settings for a benchmark came about
-    "arith":
-        "The recipe (models, steps, learning rates, data) was fixed on seeds 100 to 103, which are not reported, by "
-        "what the base and the teachers know, by what plain OPD and OPSD spoil of the taught operations and leave of "
-        "the gaps, and by time; GRPO's learning rate by its own gain over the base. No setting was chosen by which "
-        "weighting wins. But seeds 0 and 1 were seen once before, when an answer still ended in a line that repeats "
-        "its results: OPD made that line wrong, most with ReNIO, and it was left out.",
-    "products":
-        "The recipe (steps of the base and of the teacher, learning rates, data) was fixed on seed 100, which is not "
-        "reported, by what the base and the teacher know, by the gains of plain OPD and OPSD over the base, and by "
-        "time. No setting was chosen by which weighting wins. Seeds share a base and a teacher, so intervals are over "
-        "the training of the student alone.",
-    "chain": "The recipe is that of the products, and was not tuned on chains.",
+NOTES = {
+    "finds": "Of OPD's rollouts {incorrect_rollouts:.0f} % are incorrect; they get {incorrect_weight:.0f} % of ReNIO's "
+    "weight, whose AUC within a batch is {auc_weight:.2f} (best score: {score}, {best_auc:.2f}). ",
+    "findings": "ReNIO's gain over plain distillation in points at temperature 1: {renio}; greedily: {greedy}. Over "
+    "settings (method, length, batch, divergence) it is above 0 in {up} at temperature 1 and in {up_greedily} "
+    "greedily. An oracle's weights gain {oracle}; ReNIO's weights dealt at random {random}. Training on incorrect "
+    "rather than correct rollouts gains {arms}; on the same problems {mixed}. The paper's {claims} claims: {verdicts}.",
+    "scorecard": "Points gained, paired by seed; ρ: rank correlation. A verdict needs three seeds at temperature 1. "
+    "Bold: stands after Holm's correction over these claims. Minutes: to train and score a seed of the claim's runs.",
+    "finders": "The chance that an incorrect rollout scores above a correct one of its batch, in plain runs.",
+    "arith": "Toy models (student 0.37 million weights, teacher 0.64 million) write answers of 23 tokens, where one "
+    "wrong digit makes an answer incorrect; that alone makes a high AUC likely. All weights are trained, with "
+    "warm-up and linear decay, not the paper's LoRA and constant rate. The recipe was fixed on seeds 100 to 103. But "
+    "seeds 0 and 1 were seen before answers lost a last line, which OPD made wrong, most with ReNIO. ",
+    "products": "SmolLM2-135M-Instruct, from 4-bit weights where tests/make_smollm2.py made it; the teacher is that "
+    "model, fine-tuned. Seeds share both, so intervals are over the student's training alone. Rates decay linearly. ",
+    "trust": "Scores are percent correct at the fixed last step; the paper's are of Qwen3-1.7B or the student above, "
+    "best of four checkpoints, one training. Intervals are 95 %, Student's t over training seeds, on these problems. "
+    "Compare signs and order, not sizes. Every run, lengths, errors, training: [tables.md](tables.md); all numbers: "
+    "[scores.csv](scores.csv).\n",
+    "tables": "Over all seeds of a row. With one seed in all, brackets are a bootstrap over problems.",
 }
 
 
-def verdict_lines(rows, benchmarks):
-    if not rows:
-        return []
-    said = Counter((row["verdict"].partition(" (")[0], row["after Holm"]) for row in map(dict, rows))
-    counts = [f"{said[name, 'stands'] + said[name, 'does not stand']} {name} ({said[name, 'stands']} after Holm's "
-              "correction)" for name in ("supported", "not supported: the opposite")]
-    return [
-        "## Verdicts", "",
-        f"Of {len(rows)} verdicts: {', '.join(counts)}, {said['undecided', '']} undecided.", "",
-        *markdown_table(rows), "",
-        "A verdict is on these models, these problems and these steps, over other trainings: supported where the 95 % "
-        "interval of the difference, Student's t over the seeds that both methods have, lies above 0; not supported "
-        "where it lies below; undecided where it holds 0, where fewer than two seeds are common, or where these show "
-        "no spread. The second interval is for other problems of the kind too. Of twenty differences that are truly "
-        "none about one is not called undecided; Holm's correction over all that are judged here over two seeds or "
-        "more leaves a chance of 5 % that any one is. What seeds can show, with a chance of 80 %: 3 a difference of "
-        "3.3 standard deviations of the paired differences, 5 of 1.7, 8 of 1.2, 16 of 0.7."
-        + "".join(f" {RECIPES[name]}" for name in benchmarks if name in RECIPES), ""]
+def report(folder):
+    """Write report.md, tables.md, scores.csv and figures into a folder, or into each of its students' folders."""
+    students = [path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("seed*"))]
+    for place in [folder] if any(folder.glob("seed*")) or not students else students:
+        scores = read_scores(place)
+        scores.to_csv(place / "scores.csv", index=False, float_format="%.6g")
+        if scores.label.str.extract("@(.*)")[0].nunique() == 1:
+            scores["label"] = scores.label.str.replace("@.*", "@*", regex=True)  # the row's settings name the length
+        tables = {decoding: by_seed(scores, decoding) for decoding in DECODINGS}
+        figures = draw_figures(place, scores, tables)
+        (place / "report.md").write_text("\n".join(report_lines(place.name, scores, tables, figures)), encoding="utf-8")
+        (place / "tables.md").write_text("\n".join(tables_lines(scores, figures)), encoding="utf-8")
+        for row in score_rows(scores, [*METHODS, *UNTRAINED[1:]]):
+            print("".join(f"{text:<26}" for text in row).rstrip())
+        print(f"\nwrote {place / 'report.md'}")
 
 
-def settings_lines(scores):
-    """What all tables share: how scores and intervals were made."""
-    lines = []
-    for benchmark in scores.benchmarks:
-        for decoding in scores.decodings:
-            runs = [run for run in scores.last if (benchmark, decoding) in run.results]
-            if not runs:
-                continue
-            r = runs[0].results[benchmark, decoding]
-            each = "one answer each" if r["n"] == 1 else f"{r['n']} answers each"
-            c = dict.fromkeys(("temperature", "top_p", "top_k")) | r["conditions"]
-            prompts = sorted({prompt for run in runs if (prompt := run.settings.get("prompt"))})
-            versions = {run.settings.get("versions", {}).get(c["engine"], "") for run in runs}
-            lines.append(
-                f"- {benchmark}, {decoding}: {len(r['per_problem']['right'])} problems (checksum {c['problems']}), "
-                f"{each}"
-                + (f" at temperature {c['temperature']:g}, top-p {c['top_p']:g}, top-k {c['top_k'] or 'off'}"
-                   if decoding == "sampled" else "")
-                + f"; at most {c['max_new_tokens']} new tokens, thinking {'on' if c['thinking'] else 'off'}; "
-                f"{c['engine']} {', '.join(sorted(versions))}, {c['dtype']}"
-                + f"; asked by {', '.join(map(repr, prompts))}" * bool(prompts))
-    seeds, configs = sorted({run.seed for run in scores.last}), configs_of(scores.last)
-    variants = [config["flags"].get("variant") for config in configs]
-    if commits := sorted({commit[:10] for config in configs if (commit := config.get("commit"))}):
-        lines.append(f"- training: commit {', '.join(commits)}")
-    if official := variants.count("official"):
-        lines.append(f"- training: {official} of {len(variants)} runs with --variant official, the released code's "
-                     "settings")
-    return [
-        f"Settings of every row, training seeds {', '.join(map(str, seeds))}:", "", *lines, "",
-        "Scores are percent right, means over seeds; a run is scored at its fixed last step. In brackets: the 95 % "
-        "interval. With several seeds it is Student's t over the seeds' means: what other trainings would score on "
-        "these problems. With one seed it is a bootstrap over problems, and says nothing of how another seed would "
-        "have ended. Differences are paired by problem and seed. \"Best\" is the mean over seeds of one checkpoint a "
-        "run, that of the highest mean over the run's columns, selected on the test set, as the paper's figures are; "
-        "never compare it with a last step. Paper: ReNIO, arXiv 2606.23104v1, Avg@12 in math and Avg@4 in code.", ""]
+def report_lines(name, scores, tables, figures):
+    claims = scorecard(scores, tables, name)
+    lines = [f"# Does ReNIO reproduce? {name}", "", *findings(scores, tables, claims)]
+    if scores.seed.nunique() == 1:
+        targets = " ".join(dict.fromkeys(claim["target"] for claim in claims if claim["verdict"] != "not run"))
+        lines += [f'**One seed: no verdict.** More: `SEEDS="0 1 2" bash run_all.sh {targets or "main"}`.', ""]
+    lines += figures.get("headline", []) + scorecard_lines(scores, claims)
+    code = {decoding: by_seed(scores, decoding, "code") for decoding in DECODINGS}
+    for title, target, rows in paper_tables():
+        lines += table_lines(scores, tables, name, title, target, rows)
+        if target == "main" and len(code["sampled"]):
+            lines += table_lines(scores, code, name, f"{title}, code", target, rows, task="code")
+        lines += figures.get("scores" if target == "main" else target, [])
+    lines += control_lines(scores, tables) + figures.get("figure5", []) + figures.get("rollouts", [])
+    text = "".join(NOTES[benchmark] for benchmark in ("arith", "products") if benchmark in set(scores.benchmark))
+    later = tables["sampled"].drop(index=[0, 1], errors="ignore")
+    if "arith" in set(scores.benchmark) and len(later) > 2:
+        gains = [f"{m.upper()} {cell(difference(later, f'{m}+renio', m))}" for m in BOTH]
+        text += f"Without these two seeds ReNIO gains: {', '.join(gains)}. "
+    return [*lines, "## How far to trust this", "", text + NOTES["trust"]]
 
 
-def error_table(scores):
-    """Both kinds of error of every method, and the effective sample size where it weighs samples."""
-    rows = []
-    for label in scores.labels:
-        sizes = [row["effective_sample_size"] for run in scores.logs(label, "metrics.jsonl") for row in run
-                 if "effective_sample_size" in row]
-        row = [("method", label), ("effective samples", f"{np.mean(sizes):.1f}" if sizes else "")]
-        for key in (f"{kind}_error" for kind in ERRORS):
-            for decoding in scores.decodings:
-                _, values = scores.of(label, ["arith"], decoding, key)
-                cell = percent(average(values), interval(*values, within=(0, 1)), ".2f") if values else ""
-                row.append((f"{UNITS[key][0]}, {decoding}", cell))
-        rows.append(row)
-    return ["## Errors by kind of operation", "", *markdown_table(rows), ""] if scores.micro else []
+def score_rows(scores, labels):
+    """A header, and a row a label: its score on each benchmark and decoding, over all of its seeds."""
+    columns = scores[scores["last"]].groupby(["benchmark", "decoding"], sort=False)
+    rows = [["method", *(f"{benchmark}, {DECODINGS[decoding]}" for (benchmark, decoding), _ in columns)]]
+    for label in [label for label in labels if label in set(scores.label)]:
+        rows.append([label])
+        for part in [rows_of_all[rows_of_all.label == label] for _, rows_of_all in columns]:
+            one_model = label in UNTRAINED and part.model.nunique() == 1  # scored several times: no interval
+            rows[-1].append(cell([part.score.mean()] if one_model else part.score.to_numpy(), ".1f", (0, 100)))
+            if len(part) == 1 and "low" in part:
+                rows[-1][-1] += f" [{part.low.iloc[0]:.1f}, {part.high.iloc[0]:.1f}]"
+    return rows
 
 
-def behaviour_table(scores):
-    """Pass@k, majority vote, length, truncation, format and markers of every method, under the first decoding."""
-    lines, decoding = [], scores.decodings[0]
-    for benchmark in scores.benchmarks:
-        rows = []
-        for label in scores.labels:
-            found = [run.results[benchmark, decoding] for run in scores.last
-                     if run.label == label and (benchmark, decoding) in run.results]
-            if not found:
-                continue
-            n = found[0]["n"]
-            voted = n > 1 and found[0]["majority"] is not None
-            mean = {key: np.mean([r[key] for r in found], axis=0).tolist() for key in found[0]
-                    if key not in ("benchmark", "decoding", "conditions", "per_problem")
-                    and (voted or not key.startswith("majority"))}
-            rows.append([
-                ("method", label), (f"pass@{n}", percent(mean[f"pass@{n}"], mean[f"pass@{n}_interval"])),
-                *([(f"majority@{n}", percent(mean["majority"], mean["majority_interval"]))] if voted else []),
-                ("tokens", f"{mean['length']:.1f}"), ("truncated, %", percent(mean["truncation_rate"])),
-                ("boxed, %", percent(mean["format_rate"])), ("unparsable, %", f"{100 * mean['unparsable_rate']:.2f}"),
-                ("markers", f"{mean['markers']:.2f}")])
-        if rows:
-            lines += [f"## Behaviour on {benchmark}, {decoding}", "", *markdown_table(rows), "",
-                      "Means over seeds; in brackets the mean ends of the seeds' 95 % intervals by bootstrap over "
-                      "problems. Boxed: answers with a box; unparsable: boxes that no grader can read, counted as "
-                      "wrong; markers: the paper's reflection markers in an answer.", ""]
-    return lines
-
-
-def training_row(label, runs):
-    """How the runs (rows of metrics.jsonl each) of a method went."""
-    quarter = max(1, len(runs[0]) // 4)
-
-    def mean(key, form, steps=slice(None)):
-        values = [row[key] for run in runs for row in run[steps] if row.get(key) is not None]
-        return format(np.mean(values), form) if values else ""
-
-    def change(key, form):  # from the first to the last quarter of the steps
-        ends = [mean(key, form, steps) for steps in (slice(quarter), slice(-quarter, None))]
-        return " → ".join(ends) if all(ends) else ""
-
-    return [("method", label), ("steps", str(len(runs[0]))),
-            ("median s a step", f"{np.median([row['seconds'] for run in runs for row in run]):.2f}"),
-            ("divergence a token", change("divergence", ".3f")), ("rollouts right", change("rollout_accuracy", ".2f")),
-            ("key tokens", mean("key_token_share", ".3f")), ("largest weight", mean("weight_max", ".2f")),
-            ("effective samples", mean("effective_sample_size", ".1f")),
-            ("AUC for wrong", mean("weight_auc_wrong", ".2f"))]
-
-
-def training_table(scores):
-    """How the runs went, from their metrics.jsonl."""
-    logs = {label: scores.logs(label, "metrics.jsonl") for label in scores.labels}
-    rows = [training_row(label, runs) for label, runs in logs.items() if runs and "rollout_accuracy" in runs[0][0]]
-    return rows and [
-        "## Training", "", *markdown_table(rows), "",
-        "Means over steps and seeds; `→` from the first to the last quarter of the steps; shares as fractions. AUC "
-        "for wrong: the chance that the ReNIO weight of a wrong rollout exceeds that of a right one in the same "
-        "batch, whether or not the method used the weight.", ""]
+def tables_lines(scores, figures):
+    """tables.md: scores, lengths, errors and training of every method, over all of its seeds."""
+    last = scores[scores["last"]]
+    header, *rows = score_rows(scores, sorted(set(last.label), key=lambda label: (label not in METHODS, label)))
+    rows = [[row_name(scores, label), str(last.seed[last.label == label].nunique()), *texts] for label, *texts in rows]
+    lines = ["# All runs", *markdown_table([header[0], "seeds", *header[1:]], rows), NOTES["tables"], ""]
+    answers = ["benchmark", "decoding"], "tokens truncated boxed markers taught_error gap_error".split()
+    training = ["task"], ["seconds_per_step", "train_minutes", *TRAINING]
+    for title, (keys, columns) in dict(Answers=answers, Training=training).items():
+        means = last.groupby(["label", *keys])[[name for name in columns if name in last]].mean().dropna(how="all")
+        rows = [[*index, *(f"{x:.4g}" for x in row)] for index, row in zip(means.index, means.values, strict=True)]
+        lines += [f"## {title}", *markdown_table(["method", *keys, *means.columns], rows)]
+    for (benchmark, decoding, n), part in last.groupby(["benchmark", "decoding", "n"], sort=False):
+        text = f"- {benchmark}, {decoding}: {part.problems.iloc[0]} problems, checksum {part.checksum.iloc[0]}"
+        lines.append(f"{text}; answers a problem: {n}; {part.conditions.mode()[0]}")
+    return [*lines, "", *(line for name in ("steps", "figure3", "figure6") for line in figures.get(name, []))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The report's figures, readable in print and without colour.
+# The report's figures: transparent, in colours that read on light and dark pages and that the colour-blind tell apart.
+
+GREY, COLOURS = "#7d8590", dict(opd="#2a8fd0", opsd="#e0701a", grpo="#2aa876", base="#7d8590")
+FIGURES = {  # captions
+    "headline": "Who gets the weight, and what it buys at temperature 1.",
+    "scores": "Scores, and what ReNIO adds. A grey dot is a seed, bars are 95 % intervals over seeds.",
+    "steps": "Scores over training, means over seeds. Step 0 is the base; dashed: without ReNIO.",
+    "figure1": "Figure 1: training on correct or on incorrect rollouts only.",
+    "figure3": "Figure 3: log-ratios of the student's own tokens in plain runs.",
+    "figure5": "Figure 5: the teacher's mean entropy on rollouts by ReNIO's weight.",
+    "figure6": "Figure 6: clip and threshold of ReNIO in OPD, temperature 1, paired by seed.",
+    "rollouts": "An incorrect and a correct rollout. Framed: key tokens, so many times likelier to the student.",
+}
 
 
-def figure(scores, name, panels, draw, alt, text, heading=None, columns=None, size=(5.0, 3.4)):
-    """Write a figure of panels, each drawn by draw(axis, *panel), in rows of `columns` (without it all in one).
-
-    size: of a panel, inches. Returns the lines of the report that show it with its text; none where it has no panel.
-    """
-    if not panels:
-        return []
+def draw_figures(folder, scores, tables):
+    """Draw what scores and logs allow. Returns {name of the figure: lines of the report that show it}."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rc("axes", titlesize=10)
-    pyplot.rc("legend", fontsize=8)
-    columns = columns or len(panels)
-    rows = len(panels) // columns
-    sheet, axes = pyplot.subplots(rows, columns, figsize=(size[0] * columns, size[1] * rows), squeeze=False,
-                                  layout="constrained")
-    for axis, panel in zip(axes.flat, panels, strict=True):
-        draw(axis, *panel)
-    path = scores.folder / f"{name}{scores.suffix}.png"
-    sheet.savefig(path, dpi=130)
-    pyplot.close(sheet)
-    return [*([f"## {heading}", ""] if heading else []), f"![{alt}]({path.name})", "", *text, *[""] * bool(text)]
+    style = {f"{part}.color": GREY for part in ("text", "xtick", "ytick")} | {"axes.facecolor": "none", "font.size": 10}
+    style |= {"axes.edgecolor": GREY, "axes.labelcolor": GREY, "axes.titlesize": 10.5, "savefig.transparent": True}
+    lines, panels = {}, point_panels(scores, tables)
+    draw = dict(headline=draw_headline, steps=draw_steps, figure3=draw_figure3, rollouts=draw_rollouts)
+    for name, caption in FIGURES.items():
+        (folder / f"{name}.png").unlink(missing_ok=True)
+        with pyplot.rc_context(style | {"axes.spines.top": False, "axes.spines.right": False}):
+            size = (8.38, 2 if name == "rollouts" else 3)  # GitHub shows 838 pixels
+            sheet, axes = pyplot.subplots(1, 2, figsize=size, layout="constrained")
+            shown = [draw_points(*pair) for pair in zip(axes[::-1], panels.get(name, [])[::-1], strict=False)]
+            if name in ("figure1", "figure6"):
+                axes[0].set_xlim([edge(x for axis in axes for x in axis.get_xlim()) for edge in (min, max)])
+                axes[1].set_xlim(axes[0].get_xlim())
+            if all(shown) and (name not in draw or draw[name](folder, scores, axes)):
+                sheet.savefig(folder / f"{name}.png", dpi=200)
+                lines[name] = [f"![{name}]({name}.png)", "", f"*{caption}*", ""]
+            pyplot.close(sheet)
+    return lines
+
+
+def point_panels(scores, tables):
+    """{figure: panels}; a panel: title, label of the x-axis, rows (name, an entry a seed, method or label, marker)."""
+    sampled, panels = tables["sampled"], dict(figure1=[], figure5=[], figure6=[])
+    marks = list(zip(tables.values(), "oD", strict=True))
+
+    def gains(names, tails):
+        pairs = zip(names, tails, strict=True)
+        return [(n, difference(sampled, m + tail, m), m, "os"[m == "opsd"]) for n, tail in pairs for m in BOTH]
+
+    names = ["ReNIO", "oracle: weight\nwhat is incorrect", "ReNIO's weights,\nat random"]
+    rows = gains(names, ["+renio", "+correctness", "+renio_shuffled"])
+    panels["headline"] = [("What does it buy?  ● OPD  ■ OPSD", "points over plain distillation", rows)]
+    rows = [(x, table[x].dropna().to_numpy(), x, mark) for x in METHODS for table, mark in marks if x in table]
+    panels["scores"] = [("● temperature 1   ◆ greedy", "percent correct", rows)]
+    rows = [(m.upper(), difference(table, f"{m}+renio", m), m, mark) for m in BOTH for table, mark in marks]
+    panels["scores"].append(("ReNIO minus plain, paired by seed", "points", rows))
+    for tail, title in (("", "own problems, as in the paper"), ("-mixed", "the same problems for both")):
+        labels = [f"{m}-{kind}" for m in BOTH for kind in ("correct", "incorrect") if f"{m}-{kind}{tail}" in sampled]
+        rows = [(label, sampled[label + tail].dropna().to_numpy(), label, "o") for label in labels]
+        panels["figure1"].append((title, "percent correct, temperature 1", rows))
+    for m in BOTH:
+        groups = {"one": "weight 1", "between": "between", "clipped": "clipped"}
+        rows = [(text, run_values(scores, m, f"entropy_{key}"), m, "o") for key, text in groups.items()]
+        title = f"{m.upper()}: rank correlation {cell(run_values(scores, m, 'entropy_rho'), '+.2f')}"
+        panels["figure5"].append((title, "teacher's entropy, nats a token", rows))
+    for name, values in (("clip", ("2.0", "2.5", "3.0")), ("threshold", ("0.6", "0.8", "1.0"))):
+        tails = [f"+renio-{name}{value}" for value in values]
+        tails = [tail if f"opd{tail}" in sampled or tail[-3:] not in ("3.0", "0.8") else "+renio" for tail in tails]
+        rows = [row for row in gains(values, tails) if row[2] == "opd"]
+        panels["figure6"].append((name, "points over plain OPD", rows if len(rows[0][1]) else []))
+    return panels
+
+
+def draw_points(axis, panel):
+    """Means with intervals and a grey dot a seed, one below the other; rows of one name share a line."""
+    title, label, rows = panel
+    rows = [row for row in rows if len(row[1])]
+    names = list(dict.fromkeys(row[0] for row in rows))
+    for number, (name, values, method, marker) in enumerate(rows):
+        before, count = ([row[0] for row in part].count(name) for part in (rows[:number], rows))
+        place, ends = names.index(name) + 0.36 * (before - (count - 1) / 2), interval(values)
+        error = None if ends is None else [[np.mean(values) - ends[0]], [ends[1] - np.mean(values)]]
+        axis.plot(values, [place] * len(values), ".", color=GREY, alpha=0.5, markersize=5)
+        colour = COLOURS[method.split("+")[0].split("-")[0]]
+        axis.errorbar(np.mean(values), place, xerr=error, fmt=marker, color=colour, markersize=7, linewidth=2.2)
+    if label.startswith("points"):
+        axis.axvline(0, color=GREY, linewidth=1)
+    axis.set_yticks(range(len(names)), names)
+    axis.set(ylim=(len(names) - 0.45, -0.55), title=title, xlabel=label)
+    return len(rows)
+
+
+def draw_headline(folder, scores, axes):
+    shares = [run_values(scores, "opd", name) for name in ("incorrect_rollouts", "incorrect_weight")]
+    for place, value in enumerate(values.mean() for values in shares if len(values)):
+        axes[0].barh(place, [value, 100 - value], left=[0, value], color=[COLOURS["opsd"], "#9aa1a944"], height=0.5)
+        text = dict(ha="center", va="center", color="white", weight="bold", size=9)
+        axes[0].text(value / 2, place, f"incorrect {value:.0f} %", **text)
+    axes[0].set_yticks([0, 1], ["of OPD's\nrollouts", "of ReNIO's\nweight"])
+    axes[0].set(xticks=[], ylim=(1.5, -0.5), title="How much is incorrect?")
+    axes[0].spines[:].set_visible(False)
+    return len(shares[0])
+
+
+def draw_steps(folder, scores, axes):
+    labels = [label for label in METHODS[1:] if label in set(scores.label[scores.step.notna()])]
+    axes[1].sharey(axes[0])
+    for axis, decoding in zip(axes, DECODINGS, strict=True):
+        rows = scores[(scores.decoding == decoding) & (scores.task == "math") & scores.label.isin([*labels, "base"])]
+        means = rows.groupby([rows.step.fillna(0), "label"]).score.mean().unstack()
+        lines = [means[label].fillna(means["base"]).dropna() for label in labels if {label, "base"} <= set(means)]
+        place = -math.inf
+        for line in sorted(lines, key=lambda line: line.iloc[-1]):
+            style = dict(color=COLOURS[line.name.split("+")[0]], linestyle="-" if "+" in line.name else "--")
+            axis.plot(line.index, line, marker="o", markersize=3.5, **style)
+            place = max(line.iloc[-1], place + 4.5)  # points that a name needs
+            axis.text(line.index[-1] * 1.02, place, line.name, va="center", color=style["color"])
+        top = max(axis.get_ylim()[1], place + 3)
+        axis.set(title=DECODINGS[decoding], xlabel="training step", ylabel="percent correct", ylim=(None, top))
+    return len(labels)
+
 
-
-def draw_intervals(axis, points, scale=100, within=(-np.inf, np.inf), horizontal=False, **style):
-    """Marks with 95 % intervals. points: of (place, values (seeds, problems) of each benchmark, [] leaves it out)."""
-    points = [(place, average(values), *interval(*values, within=within)) for place, values in points if values]
-    if points:
-        places, means, low, high = np.array(points).T
-        means, errors = scale * means, scale * np.abs([means - low, high - means])
-        marks = dict(x=means, y=places, xerr=errors) if horizontal else dict(x=places, y=means, yerr=errors)
-        axis.errorbar(**marks, **style)
-
-
-def plot_scores(scores):
-    """Score of each method, a mark a decoding; and over the training steps."""
-    labels = [label for label in METHODS if label in scores.labels]
-
-    def draw(axis, *benchmarks):
-        for decoding, marker, fill, shift in (("sampled", "o", "black", -0.14), ("greedy", "D", "white", 0.14)):
-            points = [(place + shift, scores.of(label, benchmarks, decoding)[1]) for place, label in enumerate(labels)]
-            draw_intervals(axis, points, within=(0, 1), horizontal=True, fmt=marker, color="black",
-                           markerfacecolor=fill, capsize=3, label=decoding)
-        axis.set_yticks(range(len(labels)), labels)
-        axis.invert_yaxis()
-        axis.set(xlabel=f"{', '.join(benchmarks)}: right answers, % (bars: 95 % intervals)")
-        axis.grid(axis="x", alpha=0.3)
-        axis.legend(fontsize=10)
-
-    panels = list(dict.fromkeys(tuple(benchmarks) for _, benchmarks, _ in scores.headline_columns()))
-    return figure(scores, "scores", panels, draw, "Score of each method with its interval", [],
-                  size=(6.5, 0.42 * len(labels) + 1.3)) + plot_steps(scores) + plot_errors(scores)
-
-
-LINES = [dict(fmt="o-", color="black"), dict(fmt="s--", color="black"), dict(fmt="^:", color="grey")]
-
-
-def draw_curves(axis, scores, lines, column, key="right", scale=100):
-    """Lines over the training steps. lines: {name: label}; one that is scored at its end alone is a mark there."""
-    _, benchmarks, decoding = column
-    ends = {label: max((rows[-1]["step"] for rows in scores.logs(label, "metrics.jsonl") if rows), default=None)
-            for label in lines.values()}
-    span = max((step for label in ends for step in (*scores.steps(label), ends[label] or 0)), default=1)
-    for shift, (style, (name, label)) in enumerate(zip(LINES, lines.items(), strict=False), start=-1):
-        steps = scores.steps(label)
-        points = [(step, scores.of(label, benchmarks, decoding, key, step)[1]) for step in steps]
-        if steps:
-            points.insert(0, (0, scores.of("base", benchmarks, decoding, key)[1]))
-        elif ends[label]:
-            points = [(ends[label], scores.of(label, benchmarks, decoding, key)[1])]
-        draw_intervals(axis, [(step + 0.015 * span * shift, values) for step, values in points], scale, **style,
-                       within=(0, 1 if scale == 100 else np.inf), markersize=4, capsize=2, linewidth=1, label=name)
-    axis.grid(alpha=0.3)
-    if key == "right":
-        legend_above(axis)
-
-
-def legend_above(axis):
-    """A legend over the panel's curves, with room made for it."""
-    low, high = axis.get_ylim()
-    axis.set_ylim(low, high * (high / low) ** 0.15 if axis.get_yscale() == "log" else high + 0.15 * (high - low))
-    axis.legend(loc="upper center", ncols=3, columnspacing=0.8, handlelength=1.8, fontsize=7)
-
-
-def plot_steps(scores):
-    """Scores of the main runs over their steps: plain, ReNIO and shuffled weights side by side."""
-    def draw(axis, method, column):
-        draw_curves(axis, scores, weighted(method), column)
-        axis.set(xlabel="training step", ylabel="right answers, %", title=f"{method.upper()}: {column[0]}")
-
-    methods = [m for m in ("opd", "opsd", "grpo")
-               if any(len(scores.steps(label)) > 1 for label in weighted(m).values())]
-    columns = scores.headline_columns()
-    return figure(scores, "steps", [(m, column) for column in columns for m in methods], draw,
-                  "Scores over the training steps",
-                  ["Scores over the training steps; bars: 95 % intervals; step 0 is the base; a mark alone is a run "
-                   "that is scored at its end only."], columns=len(methods), size=(4.2, 3.0))
-
-
-def weighted(method, batch=""):
-    """Labels of a method without weights, with ReNIO's, and with these given to other samples of the batch."""
-    return {"plain": f"{method}{batch}", "ReNIO": f"{method}+renio{batch}",
-            "shuffled": f"{method}+renio_shuffled{batch}"}
-
-
-def plot_errors(scores):
-    """Both kinds of error over the steps of the main runs: plain, ReNIO and shuffled weights side by side."""
-    def draw(axis, key, method, decoding):
-        draw_curves(axis, scores, weighted(method), (None, ["arith"], decoding), key)
-        axis.set(xlabel="training step", ylabel=UNITS[key][0], title=f"{method.upper()}: {decoding}")
-        axis.set_ylim(bottom=0)
-        legend_above(axis)
-
-    panels = [(f"{kind}_error", method, decoding) for kind in ERRORS for method in ("opd", "opsd")
-              for decoding in scores.decodings if len(scores.steps(method)) > 1 and scores.micro]
-    return figure(scores, "errors", panels, draw, "Two kinds of error over the training steps",
-                  ["Wrong results on operations that the base was taught and on those it has to guess, its gaps, over "
-                   "the training steps; bars: 95 % intervals; step 0 is the base."],
-                  columns=len(panels) // 2, size=(3.4, 2.8))
-
-
-ARMS = ("correct", "incorrect", "unfiltered")
-# Of the filter study, by what labels have for it: its arms, and what figures and tables say of it. The runs published
-# at micro scale have an unfiltered arm in matched, which filter_experiments.py no longer trains.
-DESIGNS = {
-    "": (ARMS, "each on its own problems, as in the paper"),
-    "-matched": (ARMS, "on the same problems, each with right and wrong rollouts (a design that the paper lacks)"),
-    "-hard": (ARMS[1:], "on the same problems, each with wrong rollouts (another that the paper lacks)"),
-}
-
-
-def arm_labels(method, design):
-    """Labels of a design's arms, by the name that is shown."""
-    return {arm if arm == "unfiltered" else f"{arm}-only": f"{method}{design}-{arm}" for arm in ARMS}
-
-
-def plot_filter(scores):
-    """Figures 1, 7 and 8: score, length and markers of each arm over the training steps, for each design."""
-    return [line for design in DESIGNS for line in plot_arms(scores, design)] + plot_success(scores)
-
-
-def plot_arms(scores, design):
-    def draw(axis, method, benchmark, key, unit, scale):
-        draw_curves(axis, scores, arm_labels(method, design), (None, [benchmark], decoding), key, scale)
-        axis.set(xlabel="training step", ylabel=unit, title=f"{method.upper()}{design}: {benchmark}")
-
-    decoding = scores.decodings[0]
-    shown = [("right", "right answers, %", 100), ("tokens", "tokens an answer", 1), ("markers", "markers an answer", 1)]
-    panels = [(method, benchmark, *what) for method in ("opd", "opsd") for benchmark in scores.benchmarks
-              if any(len(scores.of(label, [benchmark], decoding, step=step)[0])
-                     for label in arm_labels(method, design).values() for step in scores.steps(label)[:-1])
-              for what in shown]
-    text = [f"Figures 1, 7 and 8, the arms {DESIGNS[design][1]}: {decoding}; bars: 95 % intervals; step 0 is the base."]
-    return figure(scores, f"figure1{design}", panels, draw, "Score, length and markers over the training steps by arm",
-                  text, columns=3, size=(4.2, 3.0))
-
-
-RATES = ("0", "to 1/4", "to 1/2", "to 3/4", "below 1", "1")  # bins of a student's success rate on a problem
-
-
-def success_shares(scores, label):
-    """Share of the problems in each of RATES, (6,), of a filter run's batches over steps and seeds; [] without counts.
-
-    The rate is that of further rollouts by the student of that step.
-    """
-    counts = [count for rows in scores.logs(label, "metrics.jsonl") for row in rows
-              for count in row.get("success_counts", [])]
-    if not counts:
-        return []
-    rates = np.array(counts) / flags_of(scores.trained(label))[0]["success_draws"]
-    return np.bincount(np.searchsorted([0, 0.25, 0.5, 0.75], rates) + (rates == 1), minlength=len(RATES)) / len(rates)
-
-
-def plot_success(scores):
-    """How hard the problems of each arm's batches are for its student, in each design."""
-    def draw(axis, method, design):
-        for i, (name, label) in enumerate(arm_labels(method, design).items()):
-            if label in shares:
-                axis.bar(np.arange(len(RATES)) + 0.28 * (i - 1), 100 * shares[label], 0.28, label=name,
-                         color=("lightgrey", "black", "white")[i], edgecolor="black", linewidth=0.6)
-        axis.set(xticks=range(len(RATES)), xticklabels=RATES, xlabel="success rate of the student on the problem",
-                 ylabel="problems of the batches, %", title=f"{method.upper()}{design}")
-        legend_above(axis)
-
-    labels = [label for m in ("opd", "opsd") for design in DESIGNS for label in arm_labels(m, design).values()]
-    shares = {label: found for label in labels if len(found := success_shares(scores, label))}
-    panels = [(m, design) for m in ("opd", "opsd") for design in DESIGNS
-              if any(label in shares for label in arm_labels(m, design).values())]
-    rows = [[("run", label), *((f"{name}, %", f"{100 * share:.1f}") for name, share in zip(RATES, found, strict=True))]
-            for label, found in shares.items()]
-    return figure(scores, "success", panels, draw, "Success rates of the problems of each arm",
-                  [*(markdown_table(rows) if rows else []), "",
-                   "Problems of the arms' batches by the success rate of the arm's student at that step, over further "
-                   "rollouts; checkpoint steps and seeds pooled."],
-                  columns=len(DESIGNS) if len(panels) == 2 * len(DESIGNS) else None, size=(4.2, 3.0))
-
-
-def plot_sweeps(scores):
-    """Figure 6: scores over the clip and over the threshold of ReNIO under OPD."""
-    def draw(axis, title, runs, column):
-        name, benchmarks, decoding = column
-        points = [(x, scores.of(scores.named(f"opd+renio-{end}"), benchmarks, decoding)[1]) for x, end in runs.items()]
-        draw_intervals(axis, points, within=(0, 1), fmt="o-", color="black", capsize=3, linewidth=0.8,
-                       label="with ReNIO")
-        for label, line in (("opd", "--"), ("base", ":")):
-            values = scores.of(label, benchmarks, decoding)[1]
-            if values:
-                axis.axhline(100 * average(values), color="black", linestyle=line, linewidth=1, label=label)
-        axis.set(xticks=list(runs), xlabel=title, ylabel="right answers, %", title=name)
-        axis.grid(alpha=0.3)
-        axis.margins(x=0.1)
-        legend_above(axis)
-
-    columns = scores.columns()
-    sweeps = [("clip of the log-ratio (threshold 0.8)", {2.0: "clip2.0", 2.5: "clip2.5", 3.0: "clip3.0"}),
-              ("threshold (clip 3.0)", {0.6: "threshold0.6", 0.8: "clip3.0", 1.0: "threshold1.0"})]
-    return figure(scores, "figure6", [(*sweep, column) for sweep in sweeps for column in columns], draw,
-                  "Scores over clip and threshold", ["Figure 6: OPD with ReNIO; bars: 95 % intervals; lines: plain OPD "
-                                                     "and the base."], columns=len(columns), size=(4.2, 3.0))
-
-
-def plot_log_ratios(scores, rollouts):
-    """Figure 3: how the log-ratios of the sampled tokens are distributed.
-
-    rollouts: {method: rows of rollouts.jsonl of each run}; so too in the two figures below.
-    """
-    def draw(axis, label, values):
-        axis.hist(values, bins=80, color="lightgrey", edgecolor="black", linewidth=0.4, log=True)
-        flags = dict(threshold=0.8, log_ratio_clip=3.0) | next(iter(flags_of(scores.trained(label))), {})
-        axis.axvline(flags["threshold"], color="black", linestyle="--", label=f"threshold {flags['threshold']}")
-        axis.axvline(flags["log_ratio_clip"], color="black", linestyle=":", label=f"clip {flags['log_ratio_clip']}")
-        axis.set(xlabel="log-ratio of student to teacher, nats", ylabel="sampled tokens", title=(
-            f"{label.upper()}: {len(values):,} tokens, {100 * (values > flags['threshold']).mean():.1f} % above the "
-            "threshold"))
-        axis.legend()
-
-    values = {label: np.array([x for run in runs for r in run for x in r["log_ratios"]])
-              for label, runs in rollouts.items()}
-    return figure(scores, "figure3", [(label, x) for label, x in values.items() if len(x)], draw,
-                  "Histogram of log-ratios", ["All rollouts of the plain runs, over all steps and seeds."],
-                  heading="Figure 3: log-ratios of the student's own tokens")
-
-
-def weight_and_entropy(run):
-    """ReNIO's weight and the teacher's mean entropy of each rollout, from the rows of a rollouts.jsonl."""
-    return np.array([r["renio_weight"] for r in run]), np.array([r["teacher_entropy"] for r in run])
-
-
-def plot_entropy(scores, rollouts):
-    """Figure 5: the weight against the teacher's mean entropy."""
-    def draw(axis, label, run):
-        axis.plot(*weight_and_entropy(run)[::-1], ".", color="black", markersize=2, alpha=0.4)
-        axis.set(xlabel="teacher's mean entropy a token, nats", ylabel="ReNIO weight, before normalizing",
-                 yscale="log", title=label.upper())
-        axis.grid(alpha=0.3)
-
-    panels = [(label, [r for run in runs for r in run]) for label, runs in rollouts.items()]
-    text = [f"{label.upper()}: rank correlation {rank_correlation(*weight_and_entropy(pooled)):+.2f} over "
-            f"{len(pooled):,} rollouts, by seed "
-            + ", ".join(f"{rank_correlation(*weight_and_entropy(run)):+.2f}" for run in rollouts[label]) + "."
-            for label, pooled in panels]
-    return figure(scores, "figure5", panels, draw, "Weight against entropy", [" ".join(text)],
-                  heading="Figure 5: weight and the teacher's entropy")
-
-
-def plot_weights(scores, rollouts):
-    """Weights of right and of wrong rollouts, which the paper does not show."""
-    def draw(axis, label, rows):
-        weights, wrong = np.array([r["renio_weight"] for r in rows]), np.array([not r["right"] for r in rows])
-        bins = np.geomspace(weights.min(), weights.max() * 1.001, 40)
-        for which, name, style in ((~wrong, "right", dict(color="lightgrey", edgecolor="black", linewidth=0.4)),
-                                   (wrong, "wrong", dict(histtype="step", color="black", linewidth=1.5))):
-            axis.hist(weights[which], bins=bins, label=f"{name}: {which.sum():,}", **style)
-        auc = scores.auc_within_batch(label)
-        axis.set(xscale="log", yscale="log", xlabel="ReNIO weight, before normalizing", ylabel="rollouts",
-                 title=label.upper() + (f": AUC for wrong within a batch {auc.mean():.3f}" if len(auc) else ""))
-        legend_above(axis)
-
-    graded = {label: [r for run in runs for r in run if r["right"] is not None] for label, runs in rollouts.items()}
-    return figure(scores, "weights", [(label, rows) for label, rows in graded.items() if rows], draw,
-                  "Weights of right and wrong rollouts",
-                  ["Of the plain runs, over all steps and seeds; rollouts cut before an answer are left out. AUC: the "
-                   "chance that the weight of a wrong rollout exceeds that of a right one of the same batch."],
-                  heading="Weights of right and wrong rollouts")
-
-
-def plot_seconds(scores):
-    """Figure 4: mean seconds an optimizer step by method and length of the rollouts."""
-    labels = [f"{m}{weight}{length}" for m in ("opsd", "opd") for length in ("", "@*") for weight in ("", "+renio")]
-    means = {label: np.mean(seconds) for label in map(scores.named, [*labels, "grpo"])
-             if (seconds := scores.seconds(label))}
-
-    def draw(axis):
-        bars = axis.barh(range(len(means)), means.values(), color="lightgrey", edgecolor="black")
-        axis.bar_label(bars, fmt="%.3g", padding=3)
-        axis.margins(x=0.12)
-        axis.set_yticks(range(len(means)), list(means))
-        axis.invert_yaxis()
-        axis.set(xlabel="seconds an optimizer step, mean over steps and seeds")
-
-    rows = [[("method", label), ("ours, mean", f"{seconds:.3f}")] for label, seconds in means.items()]
-    if scores.student == "Qwen3-1.7B":
-        for row in rows:
-            theirs = PUBLISHED_SECONDS.get(published_label(scores, row[0][1], True), "")
-            row.append((f"{PAPER_FOR_ORDER if scores.micro else 'paper'}, on 4 H200", str(theirs)))
-    return figure(scores, "figure4", [()] * bool(means), draw, "Seconds a step",
-                  [*(markdown_table(rows) if rows else []), "",
-                   "Mean over the steps but the first, which warms up. Steps are optimizer steps, of which GRPO makes "
-                   "several on each batch of rollouts. Runs side by side on one machine slow each other, so that small "
-                   "differences mean nothing here; `python tests/bench.py step` compares with and without the weight "
-                   "in one process."],
-                  heading="Figure 4: seconds a step", size=(6.5, 0.4 * len(means) + 1.2))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The report.
-
-
-class Section(NamedTuple):
-    """A table of the report: its methods, what is claimed of them, and its figure."""
-
-    title: str
-    labels: list
-    claims: list
-    figure: Callable | None = None  # of scores; returns the lines that show it
-    by_length: bool = False  # compares lengths of rollouts
-
-
-METHODS = ["base", "grpo", "opsd", "opsd+renio", "opd", "opd+renio", "opd-privileged", "opd+renio-privileged",
-           "teacher", "base with solution"]
-BATCH = "-batch128"  # ends the labels of runs with four times the batch
-CENTRE = "opd+renio-clip3.0"  # of the sweeps, which the main run is unless it was made with --variant official
-BATCHES = {"": "", BATCH: " at batch 128"}
-SECTIONS = [
-    Section("Tables 1 and 2: methods", METHODS, [
-        Claim("OPSD improves the base", "opsd", "base"), Claim("OPD improves the base", "opd", "base"),
-        Claim("ReNIO improves OPSD", "opsd+renio", "opsd"), Claim("ReNIO improves OPD", "opd+renio", "opd"),
-        Claim("ReNIO improves OPD whose teacher reads the solution", "opd+renio-privileged", "opd-privileged"),
-        Claim("OPSD with ReNIO beats GRPO", "opsd+renio", "grpo")], plot_scores),
-    Section("Table 3: length of the rollouts",
-            ["opsd", "opsd+renio", "opsd@*", "opsd+renio@*", "opd", "opd+renio", "opd@*", "opd+renio@*"],
-            [Claim("ReNIO improves OPSD at the other length", "opsd+renio@*", "opsd@*"),
-             Claim("ReNIO improves OPD at the other length", "opd+renio@*", "opd@*")], by_length=True),
-    Section("Table 4: parts of the weight",
-            ["opd", "opd+renio", "opd+renio-noclip", "opd+renio-nothreshold", "opd+renio-nonorm"],
-            [Claim("the clip helps", "opd+renio", "opd+renio-noclip"),
-             Claim("the threshold helps", "opd+renio", "opd+renio-nothreshold"),
-             Claim("the batch normalization helps", "opd+renio", "opd+renio-nonorm")]),
-    Section("Table 8: other weights", ["base", "opsd", "opsd+renio", "opsd+ts_sample", "opsd+st_token"],
-            [Claim("ReNIO beats teacher-to-student sample weights", "opsd+renio", "opsd+ts_sample"),
-             Claim("ReNIO beats student-to-teacher token weights", "opsd+renio", "opsd+st_token")]),
-    Section("Figure 1: training on correct or incorrect rollouts",
-            ["base", *(f"{m}{design}-{arm}" for m in ("opd", "opsd") for design, (arms, _) in DESIGNS.items()
-                       for arm in arms)],
-            [Claim(f"incorrect-only {does} {'unfiltered' if other == 'unfiltered' else 'correct-only'} in {m.upper()}"
-                   f"{where}", f"{m}{design}-incorrect", f"{m}{design}-{other}", key)
-             for key, does in (("right", "beats"), ("tokens", "makes longer answers than"),
-                               ("markers", "makes more reflection markers than"))
-             for m in ("opd", "opsd")
-             for design, other, where in (("", "correct", ""),
-                                          ("-matched", "correct", ", on the same problems (not in the paper)"),
-                                          ("-hard", "unfiltered", ", on the same hard problems (not in the paper)"))],
-            plot_filter),
-    Section("Figure 6: sweeps",
-            ["opd+renio-clip2.0", "opd+renio-clip2.5", CENTRE, "opd+renio-threshold0.6", "opd+renio-threshold1.0"],
-            [Claim("clip 3.0 beats 2.0", CENTRE, "opd+renio-clip2.0"),
-             Claim("clip 3.0 beats 2.5", CENTRE, "opd+renio-clip2.5"),
-             Claim("threshold 0.8 beats 0.6", CENTRE, "opd+renio-threshold0.6"),
-             Claim("threshold 0.8 beats 1.0", CENTRE, "opd+renio-threshold1.0")], plot_sweeps),
-    Section("What the weight does: aiming and variance",
-            [label for m in ("opd", "opsd") for batch in ("", BATCH) for label in weighted(m, batch).values()],
-            [Claim(f"ReNIO improves {m.upper()} at batch 128", f"{m}+renio{BATCH}", f"{m}{BATCH}")
-             for m in ("opd", "opsd")]
-            + [Claim(f"{effect}: shuffled weights leave more errors on {what} than {others} in {m.upper()}{at}",
-                     f"{m}+renio_shuffled{batch}", f"{m}{weighting}{batch}", f"{kind}_error")
-               for effect, others, weighting in (("aiming", "ReNIO's", "+renio"), ("variance", "none", ""))
-               for kind, what in ERRORS.items() for m in ("opd", "opsd") for batch, at in BATCHES.items()]
-            + [Claim(f"{effect}: {better} shuffled weights in {m.upper()}", f"{m}{weighting}", f"{m}+renio_shuffled",
-                     micro=False)  # micro is judged by kind of error, above
-               for effect, better, weighting in (("aiming", "ReNIO beats", "+renio"), ("variance", "none beats", ""))
-               for m in ("opd", "opsd")]),
-    Section("Controls, which the paper lacks",
-            ["opd", "opd+renio", "opd+correctness", "opd+iw", "opd-beta0.5", "opd+renio-beta0.5", "opd-beta1",
-             "opd+renio-beta1", "opsd", "opsd+renio", "opsd+correctness", "opsd+pw", "opsd-beta0.5",
-             "opsd+renio-beta0.5", "opsd-beta1", "opsd+renio-beta1", "opsd-nosolution"],
-            [Claim("weighting wrong rollouts by their verdict improves OPD", "opd+correctness", "opd"),
-             Claim("weighting wrong rollouts by their verdict improves OPSD", "opsd+correctness", "opsd"),
-             Claim("IW-OPD's token weights improve OPD", "opd+iw", "opd"),
-             Claim("PW-OPSD's token weights improve OPSD", "opsd+pw", "opsd"),
-             *(Claim(f"ReNIO improves {m.upper()} with {name}", f"{m}+renio-beta{beta}", f"{m}-beta{beta}")
-               for m in ("opd", "opsd") for beta, name in (("0.5", "JSD"), ("1", "reverse KL"))),
-             Claim("OPSD improves the base without the solution too", "opsd-nosolution", "base"),
-             Claim("the solution improves OPSD", "opsd", "opsd-nosolution")]),
-]
-
-
-def report(folder):
-    """Write folder/report.md and its figures from every eval.json below it and the logs of their runs.
-
-    Prints the scores of the methods, and where the report is.
-    """
-    lines, every = [], read_folder(folder)
-    for scores in every:
-        lines += [f"# Scores{' at micro scale' * scores.micro}{' made with other settings' * bool(scores.suffix)}", ""]
-        if len(every) > 1 and not scores.suffix:
-            lines += ["Runs scored with other settings have a chapter of their own, below.", ""]
-        lines += chapter(scores)
-        in_tables = {scores.named(label) for section in SECTIONS for label in section.labels}
-        rows = [[("method", label), *((f"{title}, %", score_cell(scores, label, *what))
-                                      for title, *what in scores.headline_columns())]
-                for label in METHODS + [label for label in scores.labels if label not in in_tables]
-                if label in scores.labels]
-        print(*plain_table(rows), "", sep="\n")
-    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"wrote {folder / 'report.md'}")
-
-
-def publish(folder, target):
-    """Report on the folder, and copy to `target` the report, its figures, and all that the report is made of.
-
-    That is a .tar.gz for each folder in it: of the runs config.json, metrics.jsonl and rollouts.jsonl, and eval.json
-    with numbers in place of the answers. Unpacked, they give the same report.
-    """
-    report(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    for old in [path for path in target.iterdir() if path.name == "report.md" or path.suffix in (".png", ".gz")]:
-        old.unlink()
-    for path in [path for path in folder.iterdir() if path.suffix in (".md", ".png")]:
-        shutil.copy(path, target)
-    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
-        with gzip.GzipFile(target / f"{part.name}.tar.gz", "wb", mtime=0) as packed, \
-                tarfile.open(fileobj=packed, mode="w") as archive:
-            logs = [path for log in part.rglob("metrics.jsonl")  # beside it, since a checkpoint's config is a model's
-                    for name in ("config.json", "metrics.jsonl", "rollouts.jsonl")
-                    if (path := log.with_name(name)).exists()]
-            for path in sorted([*logs, *part.rglob("eval.json")]):
-                data = summary(path) if path.name == "eval.json" else path.read_bytes()
-                member = tarfile.TarInfo(str(path.relative_to(folder)))
-                member.size = len(data)
-                archive.addfile(member, io.BytesIO(data))
-    print(f"published in {target}")
-
-
-def summary(path):
-    """An eval.json as bytes, with the sums of each problem in place of the problems and their answers."""
-    run = json.loads(path.read_text(encoding="utf-8"))
-    for result in run["results"]:
-        if "problems" in result:  # else it was published before
-            result["per_problem"] = sums_by_problem(result)
-            del result["problems"]
-    return json.dumps(run).encode()
-
-
-def chapter(scores):
-    """The lines of the report on runs with the same settings."""
-    sections, claims, in_tables = [], [], set()
-    for section in SECTIONS:
-        labels = [label for label in map(scores.named, section.labels) if label in scores.labels]
-        if in_tables.issuperset(labels):  # nothing that the tables before it lack
-            continue
-        in_tables.update(labels)
-        sections += [f"## {section.title}", "", *score_table(scores, labels, section.by_length), ""]
-        sections += section.figure(scores) if section.figure else []
-        claims += section.claims
-    others = [label for label in scores.labels if label not in in_tables]
-    if others:
-        sections += ["## Other runs", "", *score_table(scores, others), ""]
-    rollouts = {label: runs for label in ("opd", "opsd") if (runs := scores.logs(label, "rollouts.jsonl"))}
-    rows = verdict_rows(scores, claim_findings(scores, claims) + rollout_findings(scores, rollouts))
-    return [*headline_lines(rows), *settings_lines(scores), *verdict_lines(rows, scores.benchmarks), *sections,
-            *plot_log_ratios(scores, rollouts), *plot_entropy(scores, rollouts), *plot_weights(scores, rollouts),
-            *plot_seconds(scores), *error_table(scores), *behaviour_table(scores), *training_table(scores)]
+def draw_figure3(folder, scores, axes):
+    runs = {m: [read_lines(path) for path in sorted(folder.rglob(f"{m}/rollouts.jsonl"))] for m in BOTH}
+    for axis, (method, rollouts) in zip(axes, runs.items(), strict=True):
+        if rollouts:
+            values = np.concatenate([rows.log_ratios.explode() for rows in rollouts]).astype(float)
+            axis.hist(values, bins=np.linspace(-4, 10, 85), color=COLOURS[method], log=True)
+            axis.axvline(0.8, color=GREY, linestyle="--")
+            axis.set(xlabel="log-ratio, student to teacher", ylabel="tokens")
+            axis.set_title(f"{method.upper()}: {100 * np.mean(values > 0.8):.1f} % of {len(values):,} tokens above 0.8")
+    return any(runs.values())
+
+
+def draw_rollouts(folder, scores, axes):
+    """In the arithmetic world three aligned rows, a column a step: asked, the student's results, the correct one."""
+    paths = sorted(folder.rglob("opd/rollouts.jsonl"))
+    if not paths or "arith" not in set(scores.benchmark):
+        return False
+    rollouts = read_lines(paths[0]).query("step == 1 and completion.str.len() < 20")
+    if not {True, False} <= set(rollouts.correct):
+        return False
+    for axis, is_correct in zip(axes, (False, True), strict=True):
+        part = rollouts[rollouts.correct == is_correct].sort_values("key_tokens")
+        rollout = part.iloc[0 if is_correct else -1]
+        words = renio.arith_tokenizer().convert_ids_to_tokens(list(rollout.completion))
+        asked, style = rollout.problem.split(), dict(ha="center", va="center")
+        for row, name in enumerate(("asked", "student", "correct")):
+            axis.text(-0.9, row, name, **style)
+        for column, operation in enumerate(asked[1::2]):
+            places = [place for place in range(1, len(words)) if words[place - 1] == operation]  # a re-check has two
+            ratios = [rollout.log_ratios[place] for place in places if rollout.log_ratios[place] > 0.8]
+            box = dict(boxstyle="round", facecolor="none", edgecolor=COLOURS["opsd"] if ratios else "none")
+            axis.text(column, 0, operation, **style)
+            axis.text(column, 1, " → ".join(words[place] for place in places), bbox=box, **style)
+            axis.text(column, 1.45, "  ".join(f"{math.exp(ratio):.0f}×" for ratio in ratios), size=8.5, **style)
+            axis.text(column, 2, str(renio.result_of(operation)), **style)
+        axis.set(xlim=(-1.4, len(asked) / 2), ylim=(2.6, -0.6), title=f"ReNIO's weight: {rollout.renio_weight:.1f}")
+        axis.axis("off")
+    return True
 
 
 # ---------------------------------------------------------------------------------------------------------------------
