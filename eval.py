@@ -40,12 +40,10 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections import Counter, namedtuple
 import types
-from collections import Counter
+from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 SET_UP = "run `bash run_all.sh setup`, then `source .venv/bin/activate`"
 try:
