@@ -9,8 +9,8 @@ An arm trains on the rollouts of its own student that are of one kind: correct, 
 if its last box equals the answer. A rollout that was cut before its answer is of no kind, so --prefix_tokens must hold
 whole solutions. All arms train on the same number of rollouts. Everything else is renio.py's.
 
---problems all     as in the paper: a problem is sampled once, and kept if its rollout is of the kind. So the correct arm
-                   also trains on easier problems than the incorrect arm.
+--problems all     as in the paper: a problem is sampled once, and kept if its rollout is of the kind. So the correct
+                   arm also trains on easier problems than the incorrect arm.
 --problems mixed   a control that the paper lacks: only problems of which --draws rollouts are neither all correct nor
                    all incorrect; of each the first rollout of the kind. Both arms train on problems of one difficulty.
 """

@@ -5,11 +5,11 @@
     python renio.py --scale micro --method opsd --weighting renio --model runs/base/final --output_dir runs/opsd+renio
     torchrun --nproc_per_node 4 renio.py --scale paper --method opsd --weighting renio --output_dir runs/qwen3
 
-The student samples a rollout y for a prompt x. At each token of y a teacher gives its own next-token distribution. The
-teacher is a larger model (OPD, on-policy distillation) or the student's initial weights with the reference solution in
-the prompt (OPSD, on-policy self-distillation). The student descends the divergence between the two distributions
-(Eq. 2-3). ReNIO weights each rollout by the student's excess confidence over the teacher in the tokens where they
-differ most (Eq. 4-9). It never looks at the answer. Equations are those of "ReNIO", arXiv 2606.23104v1.
+The student samples a rollout y for a prompt x. At each token of y a teacher gives its own distribution. The teacher is
+a larger model (OPD, on-policy distillation) or the student's initial weights with the reference solution in the prompt
+(OPSD, on-policy self-distillation). The student descends the divergence between the two (Eq. 2-3). ReNIO gives each
+rollout a weight: the student's excess confidence over the teacher in the tokens where they differ most (Eq. 4-9). It
+never looks at the answer. Equations are those of "ReNIO", arXiv 2606.23104v1.
 
 Left out against the released code: it strips special tokens from the prompt before sampling, but still counts them,
 which drops the first tokens of each rollout from the teacher's context; it pads prompts on the right, which shifts
@@ -45,7 +45,7 @@ from fractions import Fraction
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 try:
     import torch
@@ -86,7 +86,6 @@ class Config:
     lora_alpha: int = flag(128, "the adapter is scaled by lora_alpha / lora_r")
     dtype: Literal["float32", "bfloat16"] = flag("bfloat16", "data type of the weights")
     gradient_checkpointing: bool = flag(True, "recompute activations in the backward pass")
-    fsdp: bool = flag(False, "under torchrun: split the layers of student and teacher over the GPUs (FSDP2)")
 
     dataset: str = flag("siyanzhao/Openthoughts_math_30k_opsd", "hub name, file, or arith, arith-gaps, products")
     task: Literal["math", "code", "arith"] = flag("math", "which prompts to use")
@@ -130,8 +129,11 @@ class Config:
 
     @property
     def examples_needed(self):
-        """How many examples the run reads."""
         return self.max_steps * self.batch_size
+
+    @property
+    def needs_solution(self):
+        return self.method == "sft" or self.privileged
 
 
 GROUPS = {  # first flag of each group of --help -> the group's title
@@ -169,7 +171,7 @@ def sample_weights(student_logprobs, teacher_logprobs, mask, threshold, clip_max
 
 
 def mean_over(chosen, values):
-    """Mean of the chosen values (B, T) of each row, (B,); 0 for a row in which none is chosen."""
+    """Mean of the chosen values (B, T) of each row, (B,); 0 where none is chosen."""
     return values.masked_fill(~chosen, 0.0).sum(1) / chosen.sum(1).clamp(min=1)
 
 
@@ -190,11 +192,6 @@ class TokenColumns(NamedTuple):
 
 # A weighting takes TokenColumns and the config. It returns weights before Eq. 8, without a gradient: (b, 1) for weights
 # of rollouts, (b, T) for weights of tokens.
-
-
-def no_weights(tokens, config):
-    """Plain distillation: every rollout weighs 1."""
-    return torch.ones_like(tokens.log_ratio[:, :1])
 
 
 def renio_weights(tokens, config):
@@ -223,7 +220,7 @@ def correctness_weights(tokens, config):
 
 
 WEIGHTINGS = {  # --weighting -> its function; to try a weight of your own, add it here and to Config.weighting
-    "none": no_weights,
+    "none": lambda tokens, config: torch.ones_like(tokens.log_ratio[:, :1]),  # plain distillation
     "renio": renio_weights,
     "renio_shuffled": renio_weights,  # a control: distillation_step deals these weights to the rollouts at random
     "ts_sample": ts_sample_weights,
@@ -234,9 +231,7 @@ WEIGHTINGS = {  # --weighting -> its function; to try a weight of your own, add 
 
 def sample_means(weights, mask):
     """The weight of each rollout (b,): of weights (b, T) the mean over its tokens."""
-    if weights.shape[1] == 1:
-        return weights[:, 0]
-    return mean_over(mask, weights)
+    return weights[:, 0] if weights.shape[1] == 1 else mean_over(mask, weights)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -370,10 +365,6 @@ class Head(NamedTuple):
         return Head(*(None if x is None else widen(x[:count]) for x in self))
 
 
-def widened(self):
-    return Head(*(None if x is None else widen(x) for x in self))
-
-
 def widen(tensor):
     """The tensor in float32, or as it is if it is finer. 16-bit values are exact in float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -394,7 +385,7 @@ def float32_logits(hidden, head):
 
 @dataclass
 class Example:
-    """A row of the data set with the token ids of both prompts; sft and grpo have a student's prompt only."""
+    """A row of the data set, with the token ids of both prompts; sft and grpo have no teacher."""
 
     row: dict
     student_prompt: list
@@ -419,37 +410,29 @@ def load_teacher(config, student, student_tokenizer, devices):
         return student, student.disable_adapter, student_tokenizer
     tokenizer = student_tokenizer
     if config.method == "opsd":
-        model = load_initial_model(config, tokenizer, devices.device)
+        model = load_model(config.model, config.dtype, devices.device, config.seed)
     else:
         tokenizer = load_tokenizer(config.teacher)
-        check_same_vocabulary(student_tokenizer, tokenizer)
+        ours, theirs = student_tokenizer.get_vocab(), tokenizer.get_vocab()
+        other = next((token for token in sorted({*ours, *theirs}) if ours.get(token) != theirs.get(token)), None)
+        need(other is None, f"--teacher {config.teacher}: not the student's vocabulary; they differ in {other!r}")
         model = load_model(config.teacher, config.dtype, devices.device)
-    model.requires_grad_(False)
-    devices.shard(model)
-    return model, contextlib.nullcontext, tokenizer
+    return model.requires_grad_(False), contextlib.nullcontext, tokenizer
 
 
 def completion_hidden(model, prompts, completions):
     """Hidden states (N, D) at the positions that predict the completions' tokens, row after row, and the tokens (N,).
 
-    Prompts are padded on the left and completions on the right; position ids count real tokens, as in `sample`. Only
-    these N positions go on to the head: nobody needs logits of prompts and padding.
+    Prompts are padded on the left and completions on the right; position ids count real tokens, as in `sample`.
     """
     device = next(model.parameters()).device
     prompt, prompt_mask = pad(prompts, "left", device)  # (B, P)
     completion, completion_mask = pad(completions, "right", device)  # (B, T)
     mask = torch.cat([prompt_mask, completion_mask], 1)
-    inputs = dict(input_ids=torch.cat([prompt, completion], 1), attention_mask=mask, position_ids=positions_of(mask))
-    out = decoder_of(model)(**inputs, use_cache=False)
+    inputs = dict(input_ids=torch.cat([prompt, completion], 1), attention_mask=mask, position_ids=position_ids(mask))
+    out = model.get_decoder()(**inputs, use_cache=False)
     predicting = out.last_hidden_state[:, prompt.shape[1] - 1 : -1]  # (B, T, D), position t - 1 predicts token t
     return predicting[completion_mask], completion[completion_mask]
-
-
-def decoder_of(model):
-    """The model without its head."""
-    if hasattr(model, "get_base_model"):  # of peft, which puts its adapters into the base model
-        model = model.get_base_model()
-    return model.get_decoder()
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -468,14 +451,14 @@ def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, 
     generator = torch.Generator(device).manual_seed(seed)
     ends = torch.tensor(eos_ids, device=device)
     ids, mask = pad(prompts, "left", device)  # (B, P)
-    positions, cache, head = positions_of(mask), None, Head.of(model).rows(None)
+    positions, cache, head = position_ids(mask), None, Head.of(model).rows(None)
     rows = list(range(len(prompts)))  # which prompt each row of the batch continues
     completions = [[] for _ in prompts]
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     with merged_adapter(model):
         for _ in range(max_new_tokens):
             inputs = dict(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
-            out = decoder_of(model)(**inputs, use_cache=True)
+            out = model.get_decoder()(**inputs, use_cache=True)
             cache = out.past_key_values
             logits = float32_logits(out.last_hidden_state[:, -1], head)  # (B, V)
             tokens = draw_tokens(logits, temperature, top_p, top_k, generator)
@@ -503,10 +486,9 @@ def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, 
 
 
 def draw_tokens(logits, temperature, top_p, top_k, generator):
-    """A token (B,) for each row of logits (B, V), by inverse transform sampling: one uniform number a row.
+    """A token (B,) for each row of logits (B, V), by inverse transform sampling with one uniform number a row.
 
-    torch.multinomial draws a number for each entry of the vocabulary, which takes forty times as long. The cumulative
-    sum is in float64, so that a token without probability is never drawn.
+    In float64, so that a token without probability is never drawn. torch.multinomial takes forty times as long.
     """
     if temperature == 0:
         return logits.argmax(-1)
@@ -532,7 +514,7 @@ def filter_logits(logits, top_p=1.0, top_k=0):
 
 
 def draw_rollouts(sampler, examples, step, config, devices):
-    """This rank's rollouts of update `step`, and what the log says of drawing them (nothing)."""
+    """This rank's rollouts of update `step`, and metrics of drawing them (none)."""
     repeats = config.generations if config.method == "grpo" else 1
     problems = config.batch_size // repeats
     batch = [example for example in examples[step * problems : (step + 1) * problems] for _ in range(repeats)]
@@ -591,15 +573,15 @@ def compare(student, teacher, rollouts, config):
     hidden, tokens = student_hidden(student, rollouts)
     heads, settings = (Head.of(student), Head.of(teacher_model)), (config.beta, config.temperature, config.entry_clip)
     columns = chunked_divergence(hidden, teacher_hidden, *heads, tokens, *settings)
-    mask = length_mask(completions, tokens.device)
-    mask[:, : config.skip_tokens] = False
-    rows = [row.masked_fill(~mask, 0.0) for row in rows_of(completions, *columns)]
+    *rows, mask = rows_of(completions, *columns)
+    mask = mask & (torch.arange(mask.shape[1], device=mask.device) >= config.skip_tokens)
+    rows = [row.masked_fill(~mask, 0.0) for row in rows]
     return TokenColumns(*rows, mask, [rollout.correct for rollout in rollouts])
 
 
 def student_hidden(student, rollouts):
-    prompts = [rollout.example.student_prompt for rollout in rollouts]
-    return completion_hidden(student, prompts, [rollout.completion for rollout in rollouts])
+    completions = [rollout.completion for rollout in rollouts]
+    return completion_hidden(student, [rollout.example.student_prompt for rollout in rollouts], completions)
 
 
 def shuffled_weights(student, teacher, rollouts, config, devices, seed):
@@ -621,10 +603,8 @@ def micro_batches(rollouts, config):
 
 
 def by_length(rollouts, config):
-    """The rollouts by length, since a micro-batch costs as much as its longest rollout.
-
-    Unchanged for grpo, whose groups stand together, and for the released code, which normalizes over micro-batches.
-    """
+    """The rollouts by length, since a micro-batch costs as much as its longest rollout."""
+    # grpo's groups stand together, and the released code normalizes over micro-batches
     if config.method == "grpo" or config.variant == "official":
         return rollouts
     return sorted(rollouts, key=lambda rollout: len(rollout.example.student_prompt) + len(rollout.completion))
@@ -643,7 +623,7 @@ def update(optimizer, trained, divisor, config, devices):
     divisor = devices.sum(gradients, divisor)
     for gradient in gradients:
         gradient.div_(divisor)  # Eq. 8 and 9: sum of w grad D / sum of w
-    grad_norm = devices.norm(gradients)
+    grad_norm = torch.nn.utils.get_total_norm(gradients).item()
     if 0 < config.max_grad_norm < grad_norm:
         for gradient in gradients:
             gradient.mul_(config.max_grad_norm / grad_norm)
@@ -678,9 +658,11 @@ def train(config, draw=draw_rollouts):
     teacher = None
     if config.method in ("opd", "opsd"):
         teacher = load_teacher(config, student, tokenizer, devices)
-    groups = devices.parameter_groups(student)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0, fused=True)
-    first_step = restore(start, student, optimizer, devices)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=0.0, fused=True)
+    if start:
+        optimizer.load_state_dict(torch.load(start / "trainer_state.pt", map_location="cpu", weights_only=True))
+    first_step = step_of(start) if start else 0
     examples = load_examples(config, tokenizer, teacher)
     sampler = Sampler(config, student, tokenizer, examples, devices)  # by transformers or vLLM
     log = Log(config, devices, first_step)
@@ -705,17 +687,13 @@ def train(config, draw=draw_rollouts):
             else:
                 shuffle_seed = rollout_seed(config, step, rank=0)
                 divisor, records = distillation_step(student, teacher, rollouts, config, devices, shuffle_seed)
-            grad_norm, divisor = update(optimizer, trained_parameters(student), divisor, config, devices)
+            grad_norm, divisor = update(optimizer, trained, divisor, config, devices)
         watch.lap("update")
 
         log.write(step, devices.gather(records), divisor, grad_norm, drawn, watch)
         if config.save_steps and (step + 1) % config.save_steps == 0:
             save(config, f"checkpoint-{step + 1}", student, tokenizer, devices, optimizer)
     save(config, "final", student, tokenizer, devices)
-
-
-def trained_parameters(model):
-    return [p for p in model.parameters() if p.requires_grad]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -773,24 +751,27 @@ def grpo_step(student, rollouts, old_logprobs, config, devices):
     """Gradients of GRPO's loss (Shao et al. 2024) without its KL term; returns divisor, records and old_logprobs.
 
     Rollouts of one prompt stand together, config.generations of them. The reward is 1 for a correct rollout, else 0.
-    old_logprobs: under the weights that sampled, a tensor (b, T) a micro-batch; None in the first update on these
-    rollouts, which returns them.
+    old_logprobs: under the weights that sampled, a tensor (b, T) a micro-batch. The first update on these rollouts gets
+    None and returns them.
     """
     rewards = devices.gather([float(rollout.correct is True) for rollout in rollouts])  # a group may span two ranks
-    advantages = devices.part_of(grpo_advantages(rewards, config.generations).tolist())
+    groups = torch.tensor(rewards).view(-1, config.generations)
+    advantages = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+    advantages = devices.part_of(advantages.flatten()).to(devices.device)  # (B,)
     new_logprobs, records = [], []
     for i, batch in enumerate(micro_batches(rollouts, config)):
         logprobs, mask = completion_logprobs(student, batch, config.temperature)  # (b, T)
         new_logprobs.append(logprobs.detach())
         old = logprobs.detach() if old_logprobs is None else old_logprobs[i]
-        advantage = logprobs.new_tensor(advantages[len(records) :][: len(batch)])  # (b,)
-        objective = clipped_objective(logprobs, old, advantage, RATIO_CLIP) * mask  # (b, T)
-        losses = -objective.sum(1)  # (b,)
+        advantage = advantages[len(records) :][: len(batch), None]  # (b, 1)
+        ratio = (logprobs - old).exp()
+        clipped = ratio.clamp(1 - RATIO_CLIP, 1 + RATIO_CLIP)
+        losses = -(torch.minimum(ratio * advantage, clipped * advantage) * mask).sum(1)  # (b,)
         if config.token_reduction == "mean":
             losses = losses / mask.sum(1)
         losses.sum().backward()
-        clipped = (((logprobs.detach() - old).exp() - 1).abs() > RATIO_CLIP) & mask
-        records += rollout_records(batch, loss=losses, advantage=advantage, clipped=clipped.sum(1))
+        outside = ((ratio.detach() - 1).abs() > RATIO_CLIP) & mask
+        records += rollout_records(batch, loss=losses, advantage=advantage[:, 0], clipped=outside.sum(1))
     return float(len(rollouts)), records, old_logprobs or new_logprobs
 
 
@@ -803,28 +784,7 @@ def completion_logprobs(student, rollouts, temperature):
         return (token_logprobs(float32_logits(hidden, head), tokens, temperature),)
 
     columns = in_chunks(logprobs_of, rows_of_chunk(len(head.weight), tokens.device), hidden, tokens)
-    completions = [rollout.completion for rollout in rollouts]
-    [logprobs] = rows_of(completions, *columns)
-    return logprobs, length_mask(completions, tokens.device)
-
-
-def grpo_advantages(rewards, generations):
-    """Each reward (N,) minus the mean of its group, in standard deviations of the group.
-
-    A group is `generations` rewards that stand together. A group with equal rewards has advantages of 0.
-    """
-    groups = torch.tensor(rewards, dtype=torch.float32).view(-1, generations)
-    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
-
-
-def clipped_objective(logprobs, old_logprobs, advantages, clip):
-    """What GRPO maximizes on each token (B, T): the smaller of ratio x advantage with the ratio free and clipped.
-
-    logprobs, old_logprobs: (B, T), under the present weights and under those that sampled. advantages: (B,).
-    """
-    ratio = (logprobs - old_logprobs).exp()
-    advantages = advantages[:, None]
-    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    return rows_of([rollout.completion for rollout in rollouts], *columns)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -834,8 +794,8 @@ MATH = "Reason step by step and put the final answer in \\boxed{}."
 CODE = "Reason step by step and end with the complete program in one ```python block."
 REFERENCE = (
     "{problem}\n\nA correct reference {kind} follows.\n--- reference begins ---\n{solution}\n"
-    "--- reference ends ---\n\nStudy the reference until you understand why it works. Then solve the {task} afresh, in your own words "
-    "and without quoting it. "
+    "--- reference ends ---\n\nStudy the reference until you understand why it works. Then solve the {task} afresh, in "
+    "your own words and without quoting it. "
 )
 PROMPTS = {  # task -> the student's message, and that of a privileged teacher; our own wording of the release's
     "math": ("{problem}\n\n" + MATH, REFERENCE.replace("{kind}", "solution").replace("{task}", "problem") + MATH),
@@ -868,26 +828,22 @@ def fill_prompt(template, row):
 
 
 def prompt_ids(tokenizer, message, thinking):
-    """Token ids of a chat that holds this message of the user and ends where the assistant's answer begins.
-
-    thinking: the chat template's `enable_thinking`. Raises UserError for a template that fails or drops the message.
-    """
+    """Token ids of a chat with this message of the user; thinking: the chat template's `enable_thinking`."""
     return list(prompts_ids(tokenizer, [message], [thinking])[0])
 
 
 def prompts_ids(tokenizer, messages, thinking):
     """`prompt_ids` of many messages, each an array of 4 bytes an id."""
-    name, unknown, texts = tokenizer.name_or_path, tokenizer.unk_token_id, []
+    name, texts, prompts = tokenizer.name_or_path, [], []
     for message, its_thinking in zip(messages, thinking, strict=True):
         text = render_chat(tokenizer, message, its_thinking)
         if message.strip() not in text:  # some templates want the content as a list of parts
             text = render_chat(tokenizer, [dict(type="text", text=message)], its_thinking)
-            need(message.strip() in text, f"the chat template of {name} drops the problem from the prompt")
+        need(message.strip() in text, f"the chat template of {name} drops the problem from the prompt")
         texts.append(text)
-    prompts = []
     for ids, message in zip(tokenizer(texts, add_special_tokens=False)["input_ids"], messages, strict=True):
-        known = unknown is None or ids.count(unknown) <= len(ids) / 2
-        need(known, f"most of a prompt is unknown to the tokenizer of {name}: {message[:60]!r}")
+        unknown = 0 if tokenizer.unk_token_id is None else ids.count(tokenizer.unk_token_id)
+        need(2 * unknown <= len(ids), f"most of a prompt is unknown to the tokenizer of {name}: {message[:60]!r}")
         prompts.append(array("i", ids))
     return prompts
 
@@ -907,10 +863,7 @@ def render_chat(tokenizer, content, thinking):
 
 
 def load_examples(config, tokenizer, teacher):
-    """The examples of the whole run, in order. Each epoch takes the usable rows in a new order.
-
-    Only as many rows are rendered as the run needs. Says how many rows are skipped, and why.
-    """
+    """The examples of the whole run, in order; each epoch takes the usable rows in a new order. Counts skipped rows."""
     needed, rng = config.examples_needed, random.Random(config.seed)
     rows = read_rows(config, rng)
     rng.shuffle(rows)
@@ -930,13 +883,10 @@ def load_examples(config, tokenizer, teacher):
 
 
 def render_rows(config, rows, tokenizer, teacher, rng, skipped):
-    """The usable ones of the rows as Examples; counts the others in `skipped`, a Counter, by reason.
-
-    With --variant official a long prompt is cut at its end, as the released code does.
-    """
+    """The usable ones of the rows as Examples; counts the others in `skipped`, a Counter, by reason."""
     student_template, teacher_template = prompt_templates(config)
     longest, messages, thinking, examples = config.max_prompt_tokens, [], [], []
-    if needs_solution(config):
+    if config.needs_solution:
         skipped.update("without a solution" for row in rows if not row["solution"])
         rows = [row for row in rows if row["solution"]]
     for row in rows:
@@ -950,7 +900,7 @@ def render_rows(config, rows, tokenizer, teacher, rng, skipped):
         messages = [fill_prompt(teacher_template, row) for row in rows]
         teacher_prompts = prompts_ids(teacher[2], messages, [config.teacher_thinking] * len(rows))
     for row, prompt, teacher_prompt in zip(rows, prompts, teacher_prompts, strict=True):
-        if config.variant == "official" and teacher:
+        if config.variant == "official" and teacher:  # the released code cuts a long prompt at its end
             prompt, teacher_prompt = prompt[:longest], teacher_prompt[:longest]
         if max(len(prompt), len(teacher_prompt or ())) <= longest:
             examples.append(Example(row, prompt, teacher_prompt))
@@ -959,17 +909,13 @@ def render_rows(config, rows, tokenizer, teacher, rng, skipped):
     return examples
 
 
-def needs_solution(config):
-    return config.method == "sft" or config.privileged
-
-
 def read_rows(config, rng):
     """The rows of --dataset. For sft `privileged` says whether a row's prompt holds the solution."""
     make, share = SYNTHETIC.get(config.dataset), config.privileged_share
     if make:
         rows = make(config.examples_needed, config.seed)
     else:
-        rows = read_problems(config.dataset, need_solution=needs_solution(config), task=config.task)
+        rows = read_problems(config.dataset, need_solution=config.needs_solution, task=config.task)
         graded = any(row["answer"] for row in rows) or (config.method != "grpo" and config.weighting != "correctness")
         need(graded, f"--dataset {config.dataset}: no answers, which grpo and --weighting correctness grade by")
     with_solution = rows
@@ -1045,7 +991,7 @@ def hash_answer(text):
 def read_table(source, split="train", limit=None):
     """Rows (dicts) of a .json, .jsonl, .jsonl.gz, .csv or .parquet file, or of a hub set NAME or NAME:CONFIG.
 
-    limit: of a set on the hub fetch no more than the rows that are read.
+    With a limit, rows of the hub are fetched as they are read.
     """
     path, ending = Path(source), source.removesuffix(".gz").rpartition(".")[2]
     is_file = ending in ("json", "jsonl", "csv", "parquet")
@@ -1063,18 +1009,16 @@ def read_table(source, split="train", limit=None):
     except Exception as error:  # a hub's client raises many kinds
         kinds = "a local .json, .jsonl, .jsonl.gz, .csv or .parquet file, or a data set on the hub"
         raise UserError(f"{source} can't be read ({one_line(error)}); it must be {kinds}") from None
-    if ending == "json" and text.lstrip().startswith("["):
-        return parse_json(text, source, 1)
     lines = enumerate(text.split("\n"), start=1)
-    return [parse_json(line, source, number) for number, line in lines if line.strip()]
-
-
-def parse_json(text, source, first_line):
-    """The value of a JSON text that begins on this line of the source. Raises UserError with the line of a mistake."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{source}, line {first_line + error.lineno - 1}: not JSON ({error.msg})") from None
+    if ending == "json" and text.lstrip().startswith("["):
+        lines = [(1, text)]
+    rows = []
+    for number, line in lines:
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise UserError(f"{source}, line {number + error.lineno - 1}: not JSON ({error.msg})") from None
+    return rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1090,7 +1034,6 @@ def parse_json(text, source, first_line):
 
 STEP_NAMES = "abcdefghij"
 OPERATIONS = [f"{value}{sign}{digit}" for value in range(10) for sign in "+-*" for digit in range(1, 10)]
-STEPS = (3, 10)  # fewest and most operations of a problem
 
 
 def result_of(operation):
@@ -1118,7 +1061,7 @@ def arith_rows(n, seed=0, split="train", gaps=False, invented=False):
     rows = []
     for _ in range(n):
         problem, solution, demonstration, results = [], [], [], []
-        for name in STEP_NAMES[: rng.randint(*STEPS)]:
+        for name in STEP_NAMES[: rng.randint(3, 10)]:
             operation = rng.choice(OPERATIONS)
             result = rng.randrange(10) if invented else result_of(operation)
             problem += [name, operation]
@@ -1174,18 +1117,6 @@ def arith_tokenizer():
         "{% if enable_thinking is defined and not enable_thinking %} <think> </think>{% endif %}{% endif %}"
     )
     return tokenizer
-
-
-def grade_rollout(tokenizer, completion, row, eos_ids, task="math"):
-    """Whether a rollout's answer is correct; None where it was cut before its box, or where there is no answer.
-
-    ReNIO's weight never sees this.
-    """
-    text = decode(tokenizer, completion, eos_ids)
-    if row["answer"] is None or (completion[-1] not in eos_ids and extract_boxed(text) is None):
-        return None
-    verdict = arith_verdict if task == "arith" else math_verdict
-    return verdict(text, row["answer"]) == "equal"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1409,56 +1340,43 @@ def init_model(name, tokenizer, seed):
     return Qwen3ForCausalLM(Qwen3Config(**shape))
 
 
-def load_initial_model(config, tokenizer, device):
-    """The student as it starts, without an adapter."""
-    if config.model.startswith("init:"):
-        return init_model(config.model, tokenizer, config.seed).to(device, getattr(torch, config.dtype))
-    return load_model(config.model, config.dtype, device)
-
-
 def load_student(config, devices, start=None):
     """The student and its tokenizer, at the checkpoint `start` where one is given. Only what trains has gradients."""
-    base = adapter_base(config.model)
+    base, device = adapter_base(config.model), devices.device
     advice = f"pass its base, --model {base}, or merge the adapter into the base first (peft's merge_and_unload)"
     need(base is None, f"--model {config.model}: holds an adapter, not a model; {advice}")
     tokenizer = arith_tokenizer() if config.model.startswith("init:") else load_tokenizer(config.model)
-    if start and not config.lora_r:
-        model = load_model(str(start), config.dtype, devices.device)
-    else:
-        model = load_initial_model(config, tokenizer, devices.device)
+    model = load_model(str(start) if start and not config.lora_r else config.model, config.dtype, device, config.seed)
     known = model.get_input_embeddings().num_embeddings
     need(len(tokenizer) <= known, f"--model {config.model}: {len(tokenizer)} tokens, but an embedding of {known}")
     if config.lora_r:
-        model = add_adapter(model, config, start)
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        torch.manual_seed(config.seed)  # of the adapter's initial weights
+        settings = dict(r=config.lora_r, lora_alpha=config.lora_alpha, target_modules="all-linear")
+        try:
+            if start:
+                model = PeftModel.from_pretrained(model, start, is_trainable=True, use_safetensors=True)
+            else:
+                model = get_peft_model(model, LoraConfig(**settings, task_type="CAUSAL_LM"))
+        except ValueError as error:
+            raise UserError(f"--model {config.model}: LoRA can't adapt it ({one_line(error)})") from None
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
         model.enable_input_require_grads()
-    devices.shard(model)
     return model.train(), tokenizer  # gradient checkpointing works in training mode only; dropout is off
 
 
-def add_adapter(model, config, start):
-    """The model with a new LoRA adapter, or with that of the checkpoint `start`."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+def load_model(name, dtype="float32", device="cpu", seed=0):
+    """A causal language model without dropout: from a folder or the hub, or random (init:NAME, by seed).
 
-    torch.manual_seed(config.seed)
-    lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM", target_modules="all-linear")
-    try:
-        if start:
-            return PeftModel.from_pretrained(model, start, is_trainable=True, use_safetensors=True)
-        return get_peft_model(model, lora)
-    except ValueError as error:
-        raise UserError(f"--model {config.model}: LoRA can't adapt it ({one_line(error)}); try --lora_r 0") from None
-
-
-def load_model(name, dtype="float32", device="cpu"):
-    """A causal language model from a folder or the hub, without dropout; an adapter's folder gives its base with it.
-
-    Raises UserError for a model that can't be loaded, or whose head does more than multiply and add.
+    An adapter's folder gives its base with the adapter. Raises UserError for a model that can't be used here.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import is_flash_attn_2_available
 
+    if name.startswith("init:"):
+        return init_model(name, arith_tokenizer(), seed).to(device, getattr(torch, dtype))
     base, options = adapter_base(name), dict(dtype=getattr(torch, dtype), use_safetensors=True)
     check_folder(base or name)
     if device.startswith("cuda"):
@@ -1501,7 +1419,7 @@ def check_head(model, name):
     """Raise UserError if our logits, hidden states times head, are not the model's own, or if it keeps no cache."""
     ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
     try:
-        out = decoder_of(model)(input_ids=ids, use_cache=True)
+        out = model.get_decoder()(input_ids=ids, use_cache=True)
         ours, own = float32_logits(out.last_hidden_state, Head.of(model)), model(input_ids=ids).logits
         need(out.past_key_values is not None, f"{name}: keeps no keys and values")
     except (AttributeError, TypeError) as error:
@@ -1539,29 +1457,23 @@ def pad(rows, side, device="cpu"):
     return [torch.nn.utils.rnn.pad_sequence(x, batch_first=True, padding_side=side).to(device) for x in (rows, mask)]
 
 
-def positions_of(mask):
-    """Position ids (B, T) that count the tokens of each row and leave out its padding."""
-    return (mask.cumsum(1) - 1).clamp(min=0)
-
-
-def length_mask(completions, device):
-    """(b, T), true on the tokens of each completion."""
-    lengths = torch.tensor([len(completion) for completion in completions], device=device)
-    return torch.arange(lengths.max(), device=device) < lengths[:, None]
+def position_ids(mask):
+    return (mask.cumsum(1) - 1).clamp(min=0)  # (B, T), padding not counted
 
 
 def rows_of(completions, *columns):
-    """Columns (N,) of the tokens of all completions as rows (b, T), 0 behind each end."""
-    mask = length_mask(completions, columns[0].device)
-    return [torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in columns]
+    """Columns (N,) of the tokens of all completions as rows (b, T), 0 behind each end, and the rows' mask (b, T)."""
+    lengths = torch.tensor([len(completion) for completion in completions], device=columns[0].device)
+    mask = torch.arange(lengths.max(), device=lengths.device) < lengths[:, None]
+    return [*(torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in columns), mask]
 
 
 @contextlib.contextmanager
 def merged_adapter(model):
-    """Within it the model is in evaluation mode, and a LoRA adapter is merged into float32 weights.
+    """Within it the model is in evaluation mode, and a LoRA adapter is merged into float32 weights, which saves time.
 
-    Merging saves three products a layer. In 16 bit it would round small updates away, so there the adapter stays on.
-    Afterwards the weights are restored from copies, since taking the adapter off again would leave rounding errors.
+    16-bit weights would round small updates away, so there the adapter stays on. Afterwards the weights are restored
+    from copies, since unmerging leaves rounding errors.
     """
     was_training = model.training
     layers = [module for module in model.modules() if hasattr(module, "lora_A")]
@@ -1577,15 +1489,6 @@ def merged_adapter(model):
             layer.unmerge()
             layer.get_base_layer().weight.data.copy_(copy)
         model.train(was_training)
-
-
-def check_same_vocabulary(student_tokenizer, teacher_tokenizer):
-    """Raise UserError unless both map every token to the same id, since the teacher reads the student's ids."""
-    ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
-    names = f"teacher {teacher_tokenizer.name_or_path} and student {student_tokenizer.name_or_path}"
-    for token in sorted(ours.keys() | theirs.keys()):
-        a, b = ours.get(token), theirs.get(token)
-        need(a == b, f"{names} have different vocabularies: {token!r} is {b} and {a}")
 
 
 def end_ids(model, tokenizer):
@@ -1617,36 +1520,31 @@ class Sampler:
     def __enter__(self):
         if self.engine:
             self.engine.wake()
-            self.engine.load(self.student, self.devices.full_weights(self.student))
-        elif self.config.method != "sft":
-            self.devices.unshard(self.student)
+            self.engine.load(self.student)
 
     def __exit__(self, *_):
         if self.engine:
             self.engine.sleep()
-        elif self.config.method != "sft":
-            self.devices.reshard(self.student)
 
     def __call__(self, examples, seed):
         """A rollout of each example, with its verdict."""
-        config, rollouts = self.config, []
+        config, tokenizer, rollouts = self.config, self.tokenizer, []
         if config.method == "sft":
-            return [self.solution(example) for example in examples]
+            for example in examples:
+                text = example.row.get("demonstration") or example.row["solution"]
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+                rollouts.append(Rollout(example, ids[: config.prefix_tokens]))
+            return rollouts
         prompts = [list(example.student_prompt) for example in examples]
         settings = (config.prefix_tokens, self.eos_ids, config.temperature, config.top_p, config.top_k, seed)
-        ended = self.engine(prompts, *settings) if self.engine else sample(self.student, prompts, *settings)
-        completions = dict(ended)
+        completions = dict(self.engine(prompts, *settings) if self.engine else sample(self.student, prompts, *settings))
         for i, example in enumerate(examples):
-            truncated = completions[i][-1] not in self.eos_ids
-            correct = grade_rollout(self.tokenizer, completions[i], example.row, self.eos_ids, config.task)
+            truncated, correct = completions[i][-1] not in self.eos_ids, None
+            text, answer = decode(tokenizer, completions[i], self.eos_ids), example.row["answer"]
+            if answer is not None and not (truncated and extract_boxed(text) is None):  # else it can't be graded
+                correct = (arith_verdict if config.task == "arith" else math_verdict)(text, answer) == "equal"
             rollouts.append(Rollout(example, completions[i], truncated, correct))
         return rollouts
-
-    def solution(self, example):
-        """The example's solution as a rollout, cut at prefix_tokens."""
-        text = example.row.get("demonstration") or example.row["solution"]
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] + [self.tokenizer.eos_token_id]
-        return Rollout(example, ids[: self.config.prefix_tokens])
 
 
 def need_vllm(flag):
@@ -1662,7 +1560,7 @@ class VllmSampler:
     max_length: tokens of the longest prompt and its completion together. memory: share of the GPU's memory, without a
     GPU of the machine's. max_rows: completions of one call. lora_r: rank of the adapters to come, 0 for none.
     sleeps: between `sleep` and `wake` vLLM frees its GPU memory, where the device can do that.
-    seed may be a list, one a prompt. The same seed gives the same completions, but not those of `sample`. Raises UserError for what vLLM can't run.
+    The same seed, or list of a seed a prompt, gives the same completions, but not those of `sample`.
     """
 
     running = None  # the engine of this process
@@ -1677,52 +1575,39 @@ class VllmSampler:
         if base and not lora_r:
             lora_r = json.loads(Path(model, "adapter_config.json").read_text(encoding="utf-8"))["r"]
         try:
+            from transformers import AutoConfig, GenerationConfig
             from vllm import LLM
+            from vllm.config.lora import MaxLoRARanks
             from vllm.platforms import current_platform
 
             on_cpu = current_platform.device_type == "cpu"
             self.sleeps = sleeps and current_platform.is_sleep_mode_available()
-            options = dict(dtype=dtype, max_model_len=self.rounded_length(base or model, max_length))
-            options |= dict(max_num_seqs=min(max_rows, 256), gpu_memory_utilization=memory, skip_tokenizer_init=True)
+            known = AutoConfig.from_pretrained(base or model).get_text_config().max_position_embeddings
+            length = max(max_length, min(math.ceil(max_length / 1024) * 1024, known))  # each length is compiled anew
+            options = dict(dtype=dtype, max_model_len=length, max_num_seqs=min(max_rows, 256))
+            options |= dict(gpu_memory_utilization=memory, skip_tokenizer_init=True)
             # on a CPU compiling takes minutes, and a prompt in two pieces would set back its random generator
             options |= dict(enforce_eager=on_cpu, enable_chunked_prefill=not on_cpu, enable_sleep_mode=self.sleeps)
             if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # or every rank would take the first GPU
                 options["distributed_executor_backend"] = "external_launcher"
-            self.llm = LLM(base or model, **options, **self.lora_options(lora_r))
+            if lora_r:
+                rank = min((rank for rank in get_args(MaxLoRARanks) if rank >= lora_r), default=None)
+                need(rank, f"--lora_r {lora_r}: vLLM takes adapters up to rank {max(get_args(MaxLoRARanks))}")
+                options |= dict(enable_lora=True, max_loras=1, max_lora_rank=rank)
+            self.llm = LLM(base or model, **options)
             VllmSampler.running = self
             list(self([[0]], 1, []))  # some models fail only here
         except (AssertionError, ImportError, OSError, RuntimeError, ValueError) as error:
             what = f"{model} with --dtype {dtype}, --vllm_memory {memory} and {max_length} tokens"
             raise UserError(f"{flag} vllm: it can't run {what}: {one_line(error)}") from None
-        from transformers import GenerationConfig
-
         self.generation_config = GenerationConfig(**self.llm.llm_engine.model_config.try_get_generation_config())
         if base:
             self.load_adapter(model)
 
-    @staticmethod
-    def rounded_length(model, length):
-        """The length in whole 1,024s, since vLLM compiles anew for each length; at most what the model knows."""
-        from transformers import AutoConfig
-
-        known = getattr(AutoConfig.from_pretrained(model).get_text_config(), "max_position_embeddings", length)
-        return max(length, min(math.ceil(length / 1024) * 1024, known))
-
-    @staticmethod
-    def lora_options(lora_r):
-        if not lora_r:
-            return {}
-        from typing import get_args
-
-        from vllm.config.lora import MaxLoRARanks
-
-        ranks = get_args(MaxLoRARanks)
-        need(lora_r <= max(ranks), f"--lora_r {lora_r}: vLLM takes adapters up to rank {max(ranks)}")
-        return dict(enable_lora=True, max_loras=1, max_lora_rank=min(rank for rank in ranks if rank >= lora_r))
-
     def sleep(self):
+        """Move the weights to the machine's memory, and drop keys and values."""
         if self.sleeps:
-            self.llm.sleep(level=1)  # its weights wait in the machine's memory; keys and values are dropped
+            self.llm.sleep(level=1)
 
     def wake(self):
         if self.sleeps:
@@ -1737,16 +1622,16 @@ class VllmSampler:
             cls.running.llm.llm_engine.engine_core.shutdown()
             cls.running = None
 
-    def load(self, model, weights):
-        """Sample with these weights (by name) of the model's adapter from now on."""
+    def load(self, model):
+        """Sample with the model's present adapter from now on."""
         folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
-        weights = {name: weight.to(torch.bfloat16) for name, weight in weights.items()}
+        weights = {name: p.detach().to(torch.bfloat16) for name, p in model.named_parameters() if p.requires_grad}
         model.save_pretrained(folder.name, state_dict=weights, save_embedding_layers=False)
         self.load_adapter(folder.name)
         self.folder = folder  # kept, since the engine reads it again when it has dropped the adapter
 
     def load_adapter(self, folder):
-        """Sample with the adapter in this folder from now on. Raises UserError for one that vLLM can't take."""
+        """Sample with the adapter in this folder from now on."""
         from vllm.lora.request import LoRARequest
 
         self.adapters += 1  # under an old number vLLM would go on with the old adapter
@@ -1779,7 +1664,7 @@ class VllmSampler:
 
 
 class Devices:
-    """This process among those of torchrun. Each rank has its part of a batch; gradients are summed over the ranks."""
+    """This process among those of torchrun: each rank has a part of the batch, gradients are summed over the ranks."""
 
     def __init__(self, device, rank=0, world=1):
         self.device, self.rank, self.world = device, rank, world
@@ -1798,104 +1683,14 @@ class Devices:
         return [item for items in lists for item in items]
 
     def sum(self, tensors, number):
-        """Sum the tensors over all ranks, in place, with one message a data type; returns the number's sum."""
-        number = torch.tensor([number], dtype=torch.float64, device=self.device)
-        tensors = [*tensors, number]
-        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors if self.world > 1):  # in one order on all ranks
-            group = [tensor for tensor in tensors if tensor.dtype == dtype]
-            flat = torch.cat([tensor.flatten() for tensor in group])
-            dist.all_reduce(flat)
-            for tensor, summed in zip(group, flat.split([tensor.numel() for tensor in group]), strict=True):
-                tensor.copy_(summed.view_as(tensor))
-        return number.item()
-
-    def norm(self, gradients):
-        """Euclidean norm of all gradients together."""
-        return torch.nn.utils.get_total_norm(gradients).item()
-
-    def parameter_groups(self, model):
-        return trained_parameters(model)
-
-    def full_weights(self, model):
-        """The trained weights by name."""
-        return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-    def optimizer_state(self, model, optimizer):
-        return optimizer.state_dict()
-
-    def load_optimizer_state(self, model, optimizer, state):
-        optimizer.load_state_dict(state)
-
-    def do_nothing(self, model):
-        """What --fsdp does here stands in ShardedDevices."""
-
-    shard = unshard = reshard = do_nothing
-
-
-class ShardedDevices(Devices):
-    """Devices with --fsdp: the models' layers are split over the ranks (FSDP2), and their gradients come out summed."""
-
-    def shard(self, model):
-        """Embeddings, head and last norm stay whole on each rank, since the head is used outside of the forward."""
-        from torch.distributed.fsdp import fully_shard
-        from torch.distributed.tensor import init_device_mesh
-
-        decoder, mesh = decoder_of(model), init_device_mesh(self.device.split(":")[0], (self.world,))
-        for layer in decoder.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(decoder, mesh=mesh, ignored_params={p for p in decoder.parameters() if not is_sharded(p)})
-        for module in self.sharded_modules(model):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)  # gloo can do no other
-
-    @staticmethod
-    def sharded_modules(model):
-        return [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
-
-    def unshard(self, model):
-        """Each rank gets the whole model, so that it samples without the others, however long that takes."""
-        for module in self.sharded_modules(model):
-            module.set_reshard_after_forward(False, recurse=False)
-            module.unshard()
-
-    def reshard(self, model):
-        for module in self.sharded_modules(model):
-            module.set_reshard_after_forward(True, recurse=False)
-            module.reshard()
-
-    def sum(self, tensors, number):
-        return super().sum([tensor for tensor in tensors if not is_sharded(tensor)], number)
-
-    def norm(self, gradients):
-        whole = [gradient for gradient in gradients if not is_sharded(gradient)]
-        parts = [gradient.to_local() for gradient in gradients if is_sharded(gradient)]
-        return math.sqrt(super().norm(whole) ** 2 + self.sum([], super().norm(parts) ** 2))
-
-    def parameter_groups(self, model):
-        """Two groups, since the optimizer can't mix split and whole weights."""
-        groups = {False: [], True: []}
-        for p in trained_parameters(model):
-            groups[is_sharded(p)].append(p)
-        return [dict(params=group) for group in groups.values() if group]
-
-    def full_weights(self, model):
-        weights = super().full_weights(model)
-        return {name: weight.full_tensor() if is_sharded(weight) else weight for name, weight in weights.items()}
-
-    def optimizer_state(self, model, optimizer):
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_optimizer_state_dict(model, optimizer, options=options)
-
-    def load_optimizer_state(self, model, optimizer, state):
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
-
-        set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))
-
-
-def is_sharded(tensor):
-    return hasattr(tensor, "full_tensor")  # of FSDP2
+        """Sum the tensors over all ranks, in place and in one message; returns the number's sum."""
+        if self.world == 1:
+            return number
+        flat = torch.cat([*(tensor.flatten() for tensor in tensors), tensors[0].new_tensor([number])])
+        dist.all_reduce(flat)
+        for tensor, summed in zip(tensors, flat[:-1].split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(summed.view_as(tensor))
+        return flat[-1].item()
 
 
 def pick_device():
@@ -1911,29 +1706,21 @@ def pick_device():
 
 def connect(config):
     """The Devices of this process; joins the process group where torchrun started it."""
-    world, local_rank, device = (
-        int(os.environ.get("WORLD_SIZE", 1)),
-        int(os.environ.get("LOCAL_RANK", 0)),
-        pick_device(),
-    )
+    world, device = int(os.environ.get("WORLD_SIZE", 1)), pick_device()
     multiple = world * (config.micro_batch_size if config.variant == "official" else 1)
-    reason = "processes (with --variant official x --micro_batch_size, over which it normalizes)"
-    need(
-        config.batch_size % multiple == 0, f"--batch_size {config.batch_size}: no multiple of {multiple}, the {reason}"
-    )
-    need(world > 1 or not config.fsdp, "--fsdp: needs several processes; start with torchrun --nproc_per_node N")
+    reason = "processes, times --micro_batch_size with --variant official"
+    need(config.batch_size % multiple == 0, f"--batch_size: must be a multiple of {multiple} ({reason})")
     if world == 1:
         return Devices(device)
     backend = "gloo"
     if device == "cuda":
         gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         need(processes <= gpus, f"torchrun started {processes} processes for {gpus} GPUs; use --nproc_per_node {gpus}")
-        device, backend = f"cuda:{local_rank}", "nccl"
+        device, backend = f"cuda:{os.environ['LOCAL_RANK']}", "nccl"
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group(backend, timeout=timedelta(hours=12))  # ranks wait for the slowest one's rollouts
-    kind = ShardedDevices if config.fsdp else Devices
-    return kind(device, dist.get_rank(), world)
+    return Devices(device, dist.get_rank(), world)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1943,60 +1730,39 @@ NO_SETTINGS = ("output_dir", "resume", "vllm_memory")  # flags that don't change
 
 
 def open_output(config, devices):
-    """Make output_dir with config.json, or check that the run in it has the same settings.
-
-    Returns the newest checkpoint, or None, on all ranks.
-    """
-    return devices.gather([claim_output(config) if devices.rank == 0 else None])[0]
-
-
-def claim_output(config):
-    folder, path = Path(config.output_dir), Path(config.output_dir, "config.json")
+    """Write config.json, or check that the run in output_dir has the same settings. Returns its newest checkpoint."""
+    folder, start = Path(config.output_dir), None
     settings = {name: value for name, value in asdict(config).items() if name not in NO_SETTINGS}
-    if path.exists() and (folder / "metrics.jsonl").exists():  # without metrics no step was made
+    if devices.rank == 0 and (folder / "metrics.jsonl").exists():  # at least one step was made
         need(config.resume, f"--output_dir {folder}: holds a run already; pass --resume, or name another folder")
-        old = json.loads(path.read_text(encoding="utf-8"))["flags"]
+        old = json.loads((folder / "config.json").read_text(encoding="utf-8"))["flags"]
         changed = [f"--{k} {old.get(k)} (now {v})" for k, v in settings.items() if old.get(k) != v]
         need(not changed, f"--resume: {folder} was made with other settings: {', '.join(changed)}")
-        return next(iter(checkpoints(folder)), None)
-    git = subprocess.run(["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"], capture_output=True, text=True)
-    versions = {name: version_of(name) for name in ("torch", "transformers", "peft", "numpy")}
-    write_json(path, dict(flags=settings, versions=versions, commit=git.stdout.strip() or None))
-    return None
+        start = next(iter(checkpoints(folder)), None)
+    elif devices.rank == 0:
+        command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+        versions = {name: version_of(name) for name in ("torch", "transformers", "peft", "numpy")}
+        write_json(folder / "config.json", dict(flags=settings, versions=versions, commit=commit or None))
+    return devices.gather([start])[0]
 
 
 def save(config, name, student, tokenizer, devices, optimizer=None):
-    """Write the model (or adapter) and tokenizer to output_dir/name, with `optimizer` also what a resumed run needs.
-
-    The folder is written whole or not at all. All ranks call this together; the first one writes.
-    """
-    weights = devices.full_weights(student) if config.fsdp else None
-    state = devices.optimizer_state(student, optimizer) if optimizer else None
+    """Write model (or adapter), tokenizer and what a resumed run needs to output_dir/name, whole or not at all."""
     if devices.rank > 0:
         return
     folder, aside = Path(config.output_dir, name), Path(config.output_dir, name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         student.should_save_on_this_rank = lambda is_main_process: True  # transformers would leave it to rank 0
-        student.save_pretrained(aside, state_dict=weights)
+        student.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
-        if state:
-            torch.save(state, aside / "trainer_state.pt")
+        if optimizer:
+            torch.save(optimizer.state_dict(), aside / "trainer_state.pt")
         shutil.rmtree(folder, ignore_errors=True)
         aside.rename(folder)
     except Exception as error:  # safetensors and torch raise their own kinds when a disk is full
-        raise UserError(
-            f"--output_dir {config.output_dir}: {name} can't be written ({one_line(error)}); {SAVED}"
-        ) from None
-
-
-def restore(start, student, optimizer, devices):
-    """Load the optimizer's state of the checkpoint `start`; returns how many steps were made."""
-    if start is None:
-        return 0
-    state = torch.load(start / "trainer_state.pt", map_location="cpu", weights_only=True)
-    devices.load_optimizer_state(student, optimizer, state)
-    return step_of(start)
+        raise UserError(f"--output_dir: {folder} can't be written ({one_line(error)}); {SAVED}") from None
 
 
 def checkpoints(output_dir):
@@ -2050,25 +1816,18 @@ class Log:
     def announce(self, student, tokenizer, teacher, examples):
         """Say what is about to happen. Raises UserError where the teacher can teach nothing."""
         config, first = self.config, examples[0]
-        weights = sum(p.numel() for p in trained_parameters(student))
-        self.say(f"{config.method}: {weights:,} trained weights, {config.max_steps} steps of {config.batch_size}")
-        self.say(f"first student prompt: {tokenizer.decode(list(first.student_prompt))!r}")
-        if not teacher:
-            return
-        model, _, teacher_tokenizer = teacher
-        self.say(f"first teacher prompt: {teacher_tokenizer.decode(list(first.teacher_prompt))!r}")
-        same = config.teacher in (None, config.model) and first.teacher_prompt == first.student_prompt
-        need(
-            not same, "the teacher is the student's initial model and reads the same prompt: there is nothing to learn"
-        )
-        ends = tokenizer.convert_ids_to_tokens(end_ids(student, tokenizer))
-        other_ends = tokenizer.convert_ids_to_tokens(end_ids(model, teacher_tokenizer))
-        if ends != other_ends:  # arXiv 2609.20511
-            self.say(f"warning: the student ends with {ends}, the teacher with {other_ends}: rollouts may grow longer")
-
-    def say(self, line):
+        weights = sum(p.numel() for p in student.parameters() if p.requires_grad)
+        lines = [f"{config.method}: {weights:,} trained weights, {config.max_steps} steps of {config.batch_size}"]
+        lines.append(f"first student prompt: {tokenizer.decode(list(first.student_prompt))!r}")
+        if teacher:
+            lines.append(f"first teacher prompt: {tokenizer.decode(list(first.teacher_prompt))!r}")
+            same = config.teacher in (None, config.model) and first.teacher_prompt == first.student_prompt
+            need(not same, "the teacher is the student's initial model and reads its prompt: nothing to learn")
+            ends, others = end_ids(student, tokenizer), end_ids(teacher[0], teacher[2])
+            if ends != others:  # arXiv 2609.20511
+                lines.append(f"warning: end tokens differ, student {ends}, teacher {others}: rollouts may grow longer")
         if self.writes:
-            print(line, flush=True)
+            print(*lines, sep="\n", flush=True)
 
     def steps(self):
         """The steps to make, with a progress bar."""
@@ -2128,28 +1887,25 @@ def distillation_records(rollouts, tokens, losses, weights, config):
 def step_metrics(records, divisor, config):
     """The metrics of a step, from the records of all its rollouts. A row of metrics.jsonl holds:
 
-    step, loss                      what the update descends: weighted divergence of a rollout, mean over the batch;
-                                    sft: cross-entropy per token; grpo: minus its objective
-    divergence, teacher_entropy     means over tokens, in nats
-    first_token_divergence_share,
-    first_token_key_share           share of the divergence, and of the key tokens, that lies on the first tokens
-    weight_mean, weight_max         of the weights used (Eq. 7), before Eq. 8; under --variant official after it
-    effective_sample_size           (sum of w)^2 / sum of w^2: how many rollouts of equal weight would vary as much
-    key_token_share                 tokens above the threshold (Eq. 6)
-    completion_length               tokens per rollout
-    truncation_rate                 rollouts without an end
-    graded, rollout_accuracy        rollouts with an answer to grade; share of these that is correct
-    weight_auc_wrong                chance that ReNIO's weight of an incorrect rollout exceeds that of a correct one
-    reward, silent_share,
-    clipped_share                   grpo: correct rollouts; those with advantage 0; tokens with a clipped ratio
-    drawn, drawn_correct,
-    drawn_ungradable                filter study: rollouts sampled for the update; correct ones; ones without an answer
-    grad_norm                       before clipping
-    learning_rate, skipped          of this update; whether it was skipped because its gradient was not finite
-    seconds, seconds_rollout,
-    seconds_update                  of the step, of sampling and grading, of gradients and optimizer
-    tokens_per_second               tokens of rollouts, over the whole step
-    peak_memory_gb                  GPU memory allocated in the step, or resident memory of the process
+    step, loss                  what the update descends: weighted divergence of a rollout, mean over the batch;
+                                sft: cross-entropy per token; grpo: minus its objective
+    divergence, teacher_entropy means over tokens, in nats
+    weight_mean, weight_max     of the weights used (Eq. 7), before Eq. 8; under --variant official after it
+    effective_sample_size       (sum of w)^2 / sum of w^2: how many rollouts of equal weight would vary as much
+    key_token_share             tokens above the threshold (Eq. 6)
+    first_token_key_share       share of the key tokens that are first tokens; first_token_divergence_share likewise
+    completion_length           tokens per rollout
+    truncation_rate             rollouts without an end
+    graded, rollout_accuracy    rollouts with an answer to grade; share of these that is correct
+    weight_auc_wrong            chance that ReNIO's weight of an incorrect rollout exceeds that of a correct one
+    reward, silent_share        grpo: correct rollouts; rollouts with advantage 0
+    clipped_share               grpo: tokens with a clipped ratio
+    drawn                       filter study: rollouts sampled for the update; also drawn_correct, drawn_ungradable
+    grad_norm                   before clipping
+    learning_rate, skipped      of this update; whether it was skipped because its gradient was not finite
+    seconds                     of the step; seconds_rollout with grading, seconds_update
+    tokens_per_second           tokens of rollouts, over the whole step
+    peak_memory_gb              GPU memory allocated in the step, or resident memory of the process
     """
     n, tokens = len(records), total(records, "length")
     metrics = dict(loss=total(records, "loss") / divisor, completion_length=tokens / n)
@@ -2164,6 +1920,10 @@ def step_metrics(records, divisor, config):
         clipped = total(records, "clipped") / tokens
         return metrics | dict(reward=len(correct) / n, silent_share=silent / n, clipped_share=clipped)
     weights = [record["weight"] for record in records]
+    of_incorrect = [record["renio_weight"] for record in graded if not record["correct"]]
+    wins = [
+        (w > record["renio_weight"]) + (w == record["renio_weight"]) / 2 for w in of_incorrect for record in correct
+    ]
     counted, key_tokens = total(records, "counted") or 1, total(records, "key_tokens")  # all tokens may be skipped
     divergence, first = total(records, "divergence"), total(records, "first_divergence")
     metrics |= dict(divergence=divergence / counted, key_token_share=key_tokens / counted)
@@ -2172,45 +1932,31 @@ def step_metrics(records, divisor, config):
     metrics["first_token_key_share"] = total(records, "first_key") / key_tokens if key_tokens else None
     metrics |= dict(weight_mean=sum(weights) / n, weight_max=max(weights))
     metrics["effective_sample_size"] = sum(weights) ** 2 / sum(weight * weight for weight in weights)
-    incorrect_weights = [record["renio_weight"] for record in graded if not record["correct"]]
-    correct_weights = [record["renio_weight"] for record in correct]
-    return metrics | dict(weight_auc_wrong=area_under_curve(incorrect_weights, correct_weights))
+    return metrics | dict(weight_auc_wrong=sum(wins) / len(wins) if wins else None)
 
 
 def total(records, name):
     return sum(record[name] for record in records)
 
 
-def area_under_curve(above, below):
-    """Chance that one of `above` exceeds one of `below`, where ties count half (AUC); None if either is empty."""
-    if not above or not below:
-        return None
-    wins = sum((a > b) + (a == b) / 2 for a in above for b in below)
-    return wins / (len(above) * len(below))
-
-
 class Stopwatch:
     """Seconds of each phase of a step. It waits for the GPU, so that a phase is charged for its own work."""
 
     def __init__(self, device):
-        self.on_gpu, self.seconds = device.startswith("cuda"), {}
-        if self.on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        self.last = self.now()
-
-    def now(self):
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        self.on_gpu, self.seconds, self.last = device.startswith("cuda"), {}, time.perf_counter()
 
     def lap(self, phase):
-        self.seconds[phase], self.last = self.now() - self.last, self.now()
+        if self.on_gpu:
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[phase], self.last = now - self.last, now
 
     def metrics(self):
-        """Seconds, and peak memory in GB: allocated on the GPU in this step, or resident in this process."""
+        """Seconds, and peak memory in GB: allocated on the GPU since the last step, or resident in this process."""
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         if self.on_gpu:
             memory = torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
         seconds = {f"seconds_{phase}": value for phase, value in self.seconds.items()}
         return dict(seconds=sum(self.seconds.values()), **seconds, peak_memory_gb=memory / 1e9)
 
@@ -2238,18 +1984,12 @@ class Parser(HfArgumentParser):
 
 
 def parse_config(argv, config_class=Config):
-    """A Config, or one of a class that adds flags to it, from command-line words.
-
-    Presets of --scale, --method and --variant come first, then explicit flags. Raises UserError for flags that are
-    unknown or would train something else than they say.
-    """
+    """A Config, or one of a class that adds flags to it, from command-line words. Explicit flags win over presets."""
     parser = Parser(config_class, description=__doc__.split("\n\nThe student")[0], allow_abbrev=False)
     first = parser.parse_args([word for word in argv if word not in ("-h", "--help")])
     named = any(word.split("=")[0] == "--model" for word in argv)
-    need(
-        first.scale or not named or first.model.startswith("init:"),
-        f"--model {first.model}: name its --scale too ({', '.join(SCALES)}), which sets learning rate and lengths",
-    )
+    known = first.scale or not named or first.model.startswith("init:")
+    need(known, f"--model {first.model}: name its --scale too ({', '.join(SCALES)}), for learning rate and lengths")
     scale = first.scale or "micro"
     presets = SCALES[scale][first.method] | VARIANTS[first.variant][first.method]
     parser.set_defaults(**dict(scale=scale, privileged=first.method == "opsd") | presets)
@@ -2277,23 +2017,14 @@ def check(config):
         (c.temperature <= 0, f"--temperature {c.temperature}: must be above 0"),
         (lowest >= c.log_ratio_clip, "--log_ratio_clip_min: must be below --log_ratio_clip"),
         (c.variant == "official" and lowest > -math.inf, "--log_ratio_clip_min: the released code has no lower clip"),
-        (
-            c.weighting == "correctness" and c.log_ratio_clip == math.inf,
-            "--log_ratio_clip inf: --weighting correctness gives incorrect rollouts this weight, so it must be finite",
-        ),
+        (c.weighting == "correctness" and c.log_ratio_clip == math.inf, "--weighting correctness: needs a finite clip"),
         (c.skip_tokens >= c.prefix_tokens, "--skip_tokens: leaves nothing of --prefix_tokens"),
-        (
-            not c.lora_r and c.dtype == "bfloat16",
-            "--lora_r 0 with --dtype bfloat16: 16-bit weights round small updates away; use --dtype float32 or LoRA",
-        ),
+        (not c.lora_r and c.dtype == "bfloat16", "--lora_r 0: bfloat16 rounds small updates away; --dtype float32"),
         ("{problem}" not in student, "--student_prompt: has no {problem} in it"),
         ("{solution}" in student, "--student_prompt: has {solution} in it, which the student must not see"),
         (distills and "{problem}" not in teacher, "--teacher_prompt: has no {problem} in it"),
         (c.privileged and "{solution}" not in teacher, "--teacher_prompt: has no {solution}; or --privileged False"),
-        (
-            distills and not c.privileged and "{solution}" in teacher,
-            "--teacher_prompt: has {solution}: --privileged True",
-        ),
+        (distills and not c.privileged and "{solution}" in teacher, "--teacher_prompt: {solution} needs --privileged"),
         (vllm and c.method == "sft", "--rollout_engine vllm: sft has no rollouts"),
         (vllm and not c.lora_r, "--rollout_engine vllm: takes adapters only; use LoRA"),
     )
@@ -2310,14 +2041,6 @@ def one_line(error):
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def keep_freed_memory():
-    """Tell glibc to keep freed memory. It would return it after every step, and get it back page by page."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2 * 10**8)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-            libc.mallopt(option, value)
-
-
 def main(argv=None, config_class=Config, run=train):
     """Parse the flags of `config_class` and run; mistakes end in one line. filter_experiments.py comes here too."""
     script = Path(sys.argv[0]).name
@@ -2326,7 +2049,10 @@ def main(argv=None, config_class=Config, run=train):
         if pick_device() == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32
         else:
-            keep_freed_memory()
+            with contextlib.suppress(OSError, AttributeError):  # glibc would return freed memory after every step
+                mallopt = ctypes.CDLL("libc.so.6").mallopt
+                for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2 * 10**8)):  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
+                    mallopt(option, value)
         with only_run_in(config.output_dir):
             run(config)
     except UserError as error:
