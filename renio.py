@@ -16,8 +16,8 @@ which drops the first tokens of each rollout from the teacher's context; it pads
 positions; it merges the adapter into 16-bit weights before sampling, which rounds small updates away.
 Left out against the paper: GRPO's KL term, which the released script switches off too.
 
-This file imports nothing else of the project. Read it from the top: flags, the weight, the divergence, models, rollouts,
-one update, the loop. Below a line that says so stands what real runs need besides.
+This file imports nothing else of the project. Read it from the top: flags, the weight, the divergence, models,
+rollouts, one update, the loop. Below a line that says so stands what real runs need besides.
 """
 
 import contextlib
@@ -25,7 +25,6 @@ import ctypes
 import gzip
 import importlib.metadata
 import json
-import logging
 import math
 import os
 import random
@@ -290,43 +289,65 @@ def chunked_divergence(
     vocabulary = min(len(head.weight) for head in heads)
     head, teacher_head = (head.rows(vocabulary) for head in heads)
     chunk = chunk or rows_of_chunk(vocabulary, hidden.device)
+    fixed = teacher_hidden, teacher_head, tokens, chunk, (beta, temperature, entry_clip)
+    divergence, others = ChunkedDivergence.apply(hidden, *head, fixed)
+    return TokenDivergence(divergence, *others)
 
-    def columns(logits, teacher_logits, tokens):  # (n, V), (n, V), (n,)
-        divergence = token_divergence(logits, teacher_logits, beta, temperature, entry_clip)
-        with torch.no_grad():
-            student_logprob = token_logprobs(logits, tokens, temperature)
-            log_t = (teacher_logits / temperature).log_softmax(-1)
-            teacher_logprob = log_t.gather(1, tokens[:, None]).squeeze(1)
-            entropy = -(log_t.exp() * log_t).sum(1)
-        return divergence, student_logprob, teacher_logprob, entropy
 
-    def columns_of_hidden(hidden, teacher_hidden, tokens):
-        return columns(float32_logits(hidden, head), float32_logits(teacher_hidden, teacher_head), tokens)
+class ChunkedDivergence(torch.autograd.Function):
+    """`chunked_divergence`. With a frozen head each token's gradient is taken at once; else backward computes again."""
 
-    if head.weight.requires_grad:  # its gradient mixes tokens, so autograd computes each chunk again in backward
-        return TokenDivergence(*in_chunks(columns_of_hidden, chunk, hidden, teacher_hidden, tokens))
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, fixed):
+        ctx.fixed, ctx.frozen = fixed, not any(ctx.needs_input_grad[1:3])
+        columns, gradient = weight.new_empty(4, len(hidden)), torch.empty_like(hidden, dtype=weight.dtype)
+        for rows, of_chunk, slopes in divergence_chunks(hidden, Head(weight, bias), *fixed, ctx.frozen):
+            columns[:, rows] = of_chunk
+            if ctx.frozen:
+                torch.mm(slopes, weight, out=gradient[rows])
+        ctx.save_for_backward(hidden, weight, bias, gradient)
+        ctx.mark_non_differentiable(others := columns[1:].clone())
+        return columns[0].clone(), others
 
-    # The divergence of a token depends on its own hidden state alone. So its gradient is taken at once, and the logits
-    # are dropped. The result has the value of the divergence and, as a function of `hidden`, its gradient.
-    part = max(1, CACHED // vocabulary) if hidden.device.type == "cpu" else chunk
-    results = head.weight.new_empty(4, len(tokens))
-    gradient = torch.empty_like(hidden, dtype=head.weight.dtype)
+    @staticmethod
+    def backward(ctx, upstream, _):
+        hidden, weight, bias, gradient = ctx.saved_tensors
+        if ctx.frozen:
+            return (gradient * upstream[:, None]).to(hidden.dtype), None, None, None
+        weight_gradient, bias_gradient = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+        for rows, _, slopes in divergence_chunks(hidden, Head(weight, bias), *ctx.fixed, True):
+            slopes *= upstream[rows, None]
+            torch.mm(slopes, weight, out=gradient[rows])
+            weight_gradient.addmm_(slopes.T, widen(hidden[rows]))
+            if bias is not None:
+                bias_gradient += slopes.sum(0)
+        return gradient.to(hidden.dtype), weight_gradient, bias_gradient, None
+
+
+def divergence_chunks(hidden, head, teacher_hidden, teacher_head, tokens, chunk, settings, with_slopes):
+    """For each chunk: its rows, the columns of its TokenDivergence (4, n), and the divergence's gradient for logits.
+
+    The gradient (n, V) comes from autograd and takes the place of the logits. On a CPU `token_divergence` is called for
+    a few rows at a time, so that all that it computes fits the cache.
+    """
+    part = max(1, CACHED // len(head.weight)) if hidden.device.type == "cpu" else chunk
     for start in range(0, len(tokens), chunk):
         rows = slice(start, start + chunk)
-        with torch.no_grad():
-            logits = float32_logits(hidden[rows], head)  # (n, V)
-            teacher_logits = float32_logits(teacher_hidden[rows], teacher_head)
-        pieces = zip(*(x.split(part) for x in (logits, teacher_logits, tokens[rows])), strict=True)
-        for (student_part, *others), result in zip(pieces, results[:, rows].split(part, 1), strict=True):
-            leaf = student_part.detach().requires_grad_()
+        logits, teacher_logits = float32_logits(hidden[rows], head), float32_logits(teacher_hidden[rows], teacher_head)
+        columns, pieces = logits.new_empty(4, len(logits)), (logits, teacher_logits, tokens[rows])
+        pieces = zip(*(x.split(part) for x in pieces), columns.split(part, 1), strict=True)
+        for student_part, teacher_part, token, column in pieces:
+            leaf, slopes = student_part.detach().requires_grad_(with_slopes), torch.zeros(())
             with torch.enable_grad():
-                divergence, *rest = columns(leaf, *others)
-                [slopes] = torch.autograd.grad(divergence.sum(), leaf)
-            torch.stack([divergence.detach(), *rest], out=result)
-            student_part.copy_(slopes)  # from here on `logits` holds gradients
-        torch.mm(logits, head.weight, out=gradient[rows])
-    linear_term = ((hidden - hidden.detach()) * gradient).sum(1)  # zero, with the gradient
-    return TokenDivergence(results[0] + linear_term, *results[1:])
+                divergence = token_divergence(leaf, teacher_part, *settings)
+                if divergence.requires_grad:
+                    [slopes] = torch.autograd.grad(divergence.sum(), leaf)
+            log_t = (teacher_part / settings[1]).log_softmax(-1)
+            teacher_logprob, entropy = log_t.gather(1, token[:, None]).squeeze(1), -(log_t.exp() * log_t).sum(1)
+            student_logprob = token_logprobs(student_part, token, settings[1])
+            torch.stack([divergence.detach(), student_logprob, teacher_logprob, entropy], out=column)
+            student_part.copy_(slopes)
+        yield rows, columns, logits
 
 
 def in_chunks(function, chunk, *columns):
@@ -1120,165 +1141,101 @@ def arith_tokenizer():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The math grader: math-verify, after REWRITES of what it misreads. A doubtful answer counts as different.
+# The math grader rewrites what math-verify misreads, compares words as text and plain numbers as fractions, and asks
+# sympy and math-verify about the rest, for five seconds each at most. A doubtful answer counts as different.
 
-SIGNS = r"–- ‐- ×\times ·\cdot ⋅\cdot ∙\cdot ÷/ ≤\leq ≥\geq ≠\neq ∞\infty ∪\cup ∩\cap ∈\in ±\pm °^\circ √\sqrt ′' "
-SIGNS += r"π\pi θ\theta α\alpha β\beta γ\gamma δ\delta λ\lambda μ\mu ρ\rho σ\sigma τ\tau φ\phi ω\omega Δ\Delta"
-SIGNS = str.maketrans({sign[0]: sign[1:] + " " * sign[-1].isalpha() for sign in SIGNS.split()})
-NAMES = "arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|sqrt|exp|ln|log|pi|infty|alpha|beta|theta|omega"
-FONT = r"\\(?:(?:math|text)(?:bf|it|rm|sf|tt|normal)|text(?:superscript)?|mbox|operatorname) ?"
-UNITS = "[a-z]{4,}|[ckm]m|k?g|ft|in|lbs?|oz|min|hrs?|rad|mph|day|men|per|USD|(?<=m/)s|(?<=m/)h"
+SIGNS = r"×\times ·\cdot ⋅\cdot ∙\cdot ÷/ ≤\leq ≥\geq ≠\neq ∞\infty ∪\cup ∩\cap ∈\in ±\pm °^\circ √\sqrt "
+SIGNS += r"½\frac12 ⅓\frac13 ⅔\frac23 ¼\frac14 ¾\frac34 ₀_0 ₁_1 ₂_2 ′^{\prime} '^{\prime} π\pi θ\theta α\alpha γ\gamma"
+SIGNS = str.maketrans({sign[0]: sign[1:] + " " for sign in SIGNS.split()} | {"−": "-", "–": "-"})
 REWRITES = (  # (pattern, replacement): the comment shows what people and models write
-    (r"([⁻⁰¹²³⁴-⁹]+)|[₀-₉]+", lambda m: "_^"[bool(m[1])] + "{" + unicodedata.normalize("NFKC", m[0]) + "}"),  # x², x₁
-    ("−", "-"),  # the raised minus of 10⁻³, too
-    (r"[¼½¾⅐-⅞]", lambda m: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", m[0]).split("⁄"))),  # ½, 3½
-    (r"\\?[$€£]|\\(?:left|right|[bB]igg?[lrm]?|displaystyle)(?![a-zA-Z])|\\! ?", ""),  # \$18.90, \bigl(, 10,\!080
+    ("[⁻⁰¹²³⁴-⁹]+", lambda m: "^{" + unicodedata.normalize("NFKC", m[0]).replace("−", "-") + "}"),  # x², 10⁻³
+    (r"\\?[$€£]|\\(?:left|right|[bB]igg?[lrm]?|boldsymbol|bm|bf|mathbf|mathrm(?=\{[ie]\}))(?![a-zA-Z])", ""),  # \bigl(
+    (r"\\! ?|\{,\}(?=\d{3})|(?<=\\)[dtc](?=frac)|(?<=\d)\.(?=[-+*/^,)])", ""),  # 10,\!080, 12{,}000, \dfrac, -1./3
     (r"(?<!\\)\\[,;: ]|\\q?quad(?![a-z])|~|\s+", " "),  # 12\,000
-    (r"\\[dtc]frac", r"\\frac"),  # \dfrac{1}{2}
-    (r"([<>])=", lambda m: r"\leq " if m[1] == "<" else r"\geq "),  # x <= 2
-    (r"\{,\}", ","),  # 12{,}000
-    (r"'+", lambda m: "^{" + r"\prime" * len(m[0]) + "}"),  # y', of which math-verify drops the prime
-    (rf"_(\{{)? ?{FONT}\{{ ?([^{{}}]*?) ?\}}(?(1) ?\}})|_\{{\\(max|min)\}}", r"_{\2\3}"),  # T_{\text{max}}, T_{\max}
-    (r"\\(?:boldsymbol|bm|mathbf) ?\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1"),  # \mathbf{6}, \boldsymbol{\frac{1}{2}}
-    (rf"{FONT}\{{ ?(\d[\d.,/]*|[ie]|\([A-Z]\)|{NAMES}) ?\}}", r" \1"),  # \textbf{6}, \mathrm{e}, \text{(C)}
-    (rf"(?<!\d)(?<!\d ){FONT}\{{ ?([a-zA-Z]) ?\}}", r" \1"),  # \text{C}, but not the unit of 5 \mathrm{m}
-    (rf"{FONT}\{{ ?([^{{}}\\]*?) ?\}}", r"\\text{\1}"),  # \mathrm{cm}
+    (r"\\(?:(?:math|text)(?:it|rm|sf|tt|bf|normal)?|mbox|operatorname) ?\{ ?([^{}\\]*?) ?\}", r"\\text{\1}"),  # \mbox
     (r",? ?\\text\{,? ?(?:and|or) ?\}", ", "),  # 2, 3, \text{ and } 4
-    (r"(?<![a-zA-Z\\])(?:np|math)\.(?:log|(e))(?![a-z])", lambda m: m[1] or r"\ln "),  # np.log(2)
-    (rf"(?<![a-zA-Z\\])(?:np\.|math\.)?({NAMES})(?![a-zA-Z])", r"\\\1 "),  # pi/2, 2*sqrt(3), np.arcsin(10/13)
+    (r"(?<![a-z\\])(?:np\.|math\.)?((?:arc)?(?:sin|cos|tan)|cot|sqrt|exp|ln|log|pi|infty)(?![a-z])", r"\\\1 "),  # pi/2
     (r"\*\*", "^"),  # 3**4
-    (r" ?(?:\\?%|(?:\\text\{ ?)?percent(?:age)?\b\}?)", r"\\%"),  # 50 percent
-    (r"\\sqrt ?\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)", r"\\sqrt{\1}"),  # \sqrt(10)
-    (r"\\sqrt ?(\d[\d.]+)", r"\\sqrt{\1}"),  # √12, of which \sqrt takes one digit
+    (r"\\sqrt ?(?:\(((?:[^()]|\([^()]*\))*)\)|(\d[\d.]+))", r"\\sqrt{\1\2}"),  # sqrt(10), √12
     (r"(?<=\.)(\d*)(?:\\(?:overline|bar|dot) ?\{?|(?<=\.)\()(\d+)[})]?", lambda m: m[1] + 20 * m[2]),  # 0.1\overline{6}
-    (r"(?<=\d)\.(?=[-+*/^,)])", ""),  # -1./3
-    (r"(?<!\d)0?\.(0000\d+)", lambda m: rf"\frac{{{int(m[1])}}}{{10^{{{len(m[1])}}}}}"),  # .0000672 would be rounded
     (r"(\d+\.?\d*|\.\d+)[eE]([+-]?\d+)\b", r"(\1 \\times 10^{\2})"),  # 4.5e33 would hold Euler's number
     (r"(?<![\d.^_])([1-9]\d*) (\d+)/(\d+)(?![\d.])", r"\1\\frac{\2}{\3}"),  # 1 1/2 would be (1 + 1)/2
-    (r"(?<![\d.^_])\d{1,3}(?: \d{3})+(?!\d)", lambda m: m[0].replace(" ", "")),  # 12 000 would be a product
-    (r"^([+-]?\d{1,3}(?:,\d{3})+)(?=$|\.)", lambda m: m[0].replace(",", "")),  # 1,234
-    (r"(?<=\d) ?(?:\^ ?\{?)? ?(?:\\text\{)?(?:st|nd|rd|th)(?![a-zA-Z])\}*", ""),  # 12^{\text{th}}
-    (r"(?<=[\d}]) ?(?:\\text\{)?million\}?", r"\\times 10^{6}"),  # 5 million
-    (r"^(?:\(|\\text\{) ?([0-9A-F]+) ?[)}] ?(?=_)", r"\1"),  # (1010)_2
-    (r"^ ?(?:=|\\approx) ?|^[^<>=]*\\equiv ", ""),  # = 5, x \equiv 5 \pmod{7}
+    (r"(\\(?:sin|cos|tan|cot)(?![a-z]).*?)(\d+) ?\^ ?\{? ?\\circ ?\}?", r"\1{(\\frac{\2\\pi}{180})}"),  # \tan 30^\circ
+    (r"(?<=\d)[ ^{]*(?:\\text\{)?(?:st|nd|rd|th|\\circ)(?![a-zA-Z])\}*", ""),  # 12^{\text{th}}, 90^\circ
+    (r"^ ?(?:=|\\approx) ?|^[^<>=]*\\equiv |(?<=\d) (?=\d{3}(?!\d))", ""),  # = 5, x \equiv 5 \pmod{7}, 12 000
     (r"^([^=!<>\\]*\d[^=!<>]*)= ?([a-zA-Z])$", r"\2=\1"),  # 5=x: math-verify takes the right side
-    (r"^ ?\(([A-Z])\)$", r"\1"),  # (C)
+    (r"^(?:\\text)?[({ ]*([0-9A-F]+(?=[)} ]*_)|[A-Z](?=[)} ]*$))[)} ]*", r"\1"),  # (1010)_2, \text{(C)}
     (r"(?<![a-zA-Z\\])(?<!hat\{)([EI])(?=_)|(?<!hat\{)(\\gamma)(?![a-zA-Z])", r"\\hat{\1\2}"),  # E_1, \gamma^2-1
-    (r".*\\(?:sin|cos|tan|cot|sec|csc)(?![a-z]).*", lambda m: re.sub(DEGREES, r"{(\\frac{\1\\pi}{180})}", m[0])),
-    (r"\^ ?\{? ?\\circ ?\}?(?: ?(?:\\text\{)?[CF]\}?$)?", ""),  # 90^\circ; the line above is for \tan 30^\circ
-    (rf"(?<=[\d}})i]) ?((?:[ /]?\b(?:{UNITS})\b)+)(?= ?\^?[ {{]*\d*\}}?$)", r"\\text{\1}"),  # 29.00 dollars, \pi rad
+    (r"(?<=[\d})i]) ?((?:[ /]?\b(?:[a-z]{4,}|[ckm]m|kg|ft|in|rad|mph|day|per|(?<=/)h)\b)+)", r"\\text{\1}"),  # 5 km/h
 )
-DEGREES = r"(\d+\.?\d*) ?\^ ?\{? ?\\circ ?\}?"
-LEFT_OUT = (  # what may stand on one side only: groups that both sides have must agree
-    r"(?:(?<=\d)|(?<=\d[A-F]))_\{?(\d+)\}?",  # 52_8
-    r" ?\(?\\?[pb]?mod ?\{?(\d+)\}? ?\)?$",  # 5 \pmod{7}
-    r"(?<=[\d}i)])(?!.*(?:hundred|thousand|billion|trillion|dozen|more|less|than|over|with|mod|when|prime|not))"
-    r" ?(?:\\text\{ ?(?:square |sq |cubic |cu )?([a-zA-Z])[^{}]*\}[ /]*)+(?:\^ ?\{?(-?\d)\}?)?$",  # 5 \text{cm}^2
-)
+# what may stand on one side only; where both sides have it, the groups must agree: 52_8, 5 \pmod{7}, 5 \text{cm}^2
+LEFT_OUT = r"(?:(?<=\d)|(?<=\d[A-F]))_\{?(\d+)\}?| ?\(?\\?[pb]?mod ?\{?(\d+)\}? ?\)?$|(?<=[\d}i)])(?!.*(?:hundred|"
+LEFT_OUT += r"thousand|[mb]illion|dozen|more|less|than|over|with|mod|when|prime|not)) ?"
+LEFT_OUT += r"(?:\\text\{ ?(?:square |sq |cubic |cu )?([a-zA-Z])[^{}]*\}[ /]*)+(?:\^ ?\{?(-?\d)\}?)?$"
 
 
-# what may stand between two boxes of one list: at most 60 characters, no new sentence, no change of mind
-BETWEEN = r"(?s)(?![\s$]*=)(?!.*[.!?]\s)(?!.*\b(?:no|not|wait|rather|so|then|thus|but)\b).{1,60}"
-
-
-def _same(gold, answer):
+def sympy_equal(sides):
     """Whether math-verify finds two LaTeX expressions equal. Raises whatever an odd one does to its parser."""
     import sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, NormalizationConfig, latex2sympy
-    from math_verify.grader import is_equation, is_relation, verify
+    from math_verify import verify
 
+    growing = sympy.Pow, sympy.factorial, sympy.binomial
     cleaned, cases = NormalizationConfig(malformed_operators=True), ConversionConfig(lowercase_symbols=False)
-    sides = []
-    for side in gold, answer:
-        side = latex2sympy(side, is_real=True, normalization_config=cleaned, conversion_config=cases)
-        for node in sympy.postorder_traversal(side):  # from the inside, so that no number with 90,000 digits is formed
-            growing = isinstance(node, (sympy.Pow, sympy.exp, sympy.factorial, sympy.binomial))
-            if growing and node.args[-1].is_number:
-                base = abs(node.args[0].evalf(5)) if node.args[0].is_number else 10**100
-                if abs(node.args[-1].evalf(5)) * sympy.log(base + 10).evalf(5) > 200_000:
-                    raise ValueError("too many digits")
-        if isinstance(side, sympy.FiniteSet) and all(is_relation(part) and not is_equation(part) for part in side.args):
-            side = sympy.Union(*[part.as_set() for part in side.args])  # x < 2 or x > 5
-        sides.append(side.subs(sympy.Symbol("i", real=True), sympy.I))
-    if all(isinstance(side, sympy.Symbol) for side in sides):
-        return sides[0] == sides[1]  # math-verify ignores case
-    pairs = [sides]
-    if all(getattr(side, "is_number", False) and not side.has(sympy.UnevaluatedExpr) for side in sides):
-        values = [side.doit() for side in sides]
-        if all(value.is_Rational for value in values):
-            return values[0] == values[1]
-        if any(value.has(sympy.I) for value in values):  # decimals are rounded one by one
-            pairs = [[part(value) for value in values] for part in (sympy.re, sympy.im)]
-    limits = dict(numeric_precision=1000, timeout_seconds=None, raise_on_error=True)  # fewer digits lose tiny terms
-    return all(verify(*pair, allow_set_relation_comp=True, **limits) for pair in pairs)
-
-
-def _number(side):
-    """The Fraction that a text such as 1.5, 3/4 or 2 \\cdot 10^{-7} is, or None."""
-    side = re.sub(r" ?\\(?:times|cdot) ?10\^\{?([+-]?\d{1,4})\}?", r"e\1", side.strip("()"))
-    try:
-        return Fraction(re.sub(r"^([+-]?)\\frac ?\{(\d+)\}\{(\d+)\}$", r"\1\2/\3", side))
-    except (ValueError, ZeroDivisionError):
-        return None
+    sides = [latex2sympy(side, is_real=True, normalization_config=cleaned, conversion_config=cases) for side in sides]
+    for node in sympy.postorder_traversal(sides):  # from the inside, before a number with a million digits is formed
+        if isinstance(node, growing) and node.args[-1].is_number and abs(node.args[-1].evalf(5)) > 10_000:
+            raise ValueError("too many digits")
+    sides = [side.subs(sympy.Symbol("i", real=True), sympy.I) for side in sides]
+    if all(getattr(side, "is_number", False) and not side.has(sympy.UnevaluatedExpr, sympy.oo) for side in sides):
+        difference, size = (sides[0] - sides[1]).doit(), abs(sides[0].evalf(1000))
+        if difference.is_Rational:
+            return difference == 0
+        tolerance = min(5e-7, size / 10**5) if difference.has(sympy.Float) else size / 10**900  # 0.333333 is 1/3
+        return abs(difference.evalf(1000)) <= tolerance
+    return verify(*sides, numeric_precision=1000, allow_set_relation_comp=True, raise_on_error=True)
 
 
 def answer_verdict(answer, gold):
     """Whether two contents of boxes are mathematically equal: equal, different, unparsable."""
     if max(len(answer), len(gold)) > 1000:  # no benchmark's is that long, and the parser's time grows with it
-        return "equal" if answer.strip() == gold.strip() else "unparsable"
-    sides = [side.translate(SIGNS).strip() for side in (answer, gold)]
+        return "unparsable"
+    sides = [side.translate(SIGNS).strip() for side in (gold, answer)]
     for pattern, latex in REWRITES + REWRITES:  # twice, for sqrt(2 + sqrt(3))
         sides = [re.sub(pattern, latex, side).strip().rstrip(".") for side in sides]
-    for pattern in LEFT_OUT:
-        found = [re.search(pattern, side) for side in sides]
-        if all(found) and any(a and b and a != b for a, b in zip(*[match.groups() for match in found], strict=True)):
-            return "different"
-        sides = [re.sub(pattern, "", side).strip() for side in sides]
-    texts = [re.sub(r"\\text|(?<!\d)[ {}]+|[ {}]+(?!\d)", "", side) for side in sides]
-    letters = [re.sub(r"\\(?:begin|end)\{\w+\}|_\{[^{}]*\}|\\(?!text)[a-zA-Z]+", " ", side) for side in sides]
-    if texts[0] == texts[1] or not all(texts):
-        return "equal" if texts[0] and texts[1] else "unparsable"
-    if re.search("[a-zA-Z]{4}", " ".join(letters)) or re.fullmatch("[a-zA-Z]+", "".join(texts)):  # words, as text
-        return "equal" if texts[0].lower() == texts[1].lower() and len(texts[0]) > 3 else "different"
-    numbers = [_number(side) for side in sides]
-    if None not in numbers:
-        digits = 6 if "." in "".join(sides) and max(map(abs, numbers)) > 1e-4 else 10_000  # 0.333333 for 1/3
-        return "equal" if round(numbers[0], digits) == round(numbers[1], digits) else "different"
+    found = [re.findall(LEFT_OUT, side) for side in sides]
+    if all(found) and found[0] != found[1]:
+        return "different"
+    sides = [re.sub(LEFT_OUT, "", side).strip() for side in sides]
+    texts = [re.sub(r"\\text|\\(?=max|min)|(?<!\d)[ {}]+|[ {}]+(?!\d)", "", side) for side in sides]
+    same_letters = texts[0].lower() == texts[1].lower()
+    word = re.search(r"(?<![a-zA-Z\\])(?<!begin\{)(?<!end\{)(?<!_\{)[a-zA-Z]{4}", " ".join(sides))
+    if word or same_letters or re.fullmatch("[a-zA-Z]+", "".join(texts)):  # math-verify would multiply the letters
+        return "equal" if same_letters and (word or texts[0] == texts[1] != "") else "different"
+    if all(re.fullmatch(r"[+-]?\d*\.?\d+", text) for text in texts):
+        return "equal" if Fraction(texts[0]) == Fraction(texts[1]) else "different"
+    need(find_spec("math_verify"), "grading math needs math-verify: pip install math-verify")
+    from math_verify.utils import TimeoutException, timeout
+
     try:
-        from math_verify.utils import TimeoutException, timeout
-    except ImportError:
-        raise UserError("grading math needs math-verify: pip install math-verify") from None
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of calls without its own limit
-    try:
-        return "equal" if timeout(5)(_same)(sides[1], sides[0]) else "different"
+        return "equal" if timeout(5)(sympy_equal)(sides) else "different"
     except (Exception, TimeoutException):  # whatever an odd answer does to the parser
         return "unparsable"
 
 
-def _boxes(text):
-    r"""(text outside <think>...</think>, [(start, end, content)] of its \boxed{...} or `\boxed 42`), or of all text."""
-    outside = re.sub(r"<think>.*?(?:</think>|\Z)", " ", text, flags=re.DOTALL)
-    for part in outside.rpartition("</think>")[2], text:  # the template may have opened the thinking
-        found, opened = [], []  # one pass, so that a megabyte of braces takes a second
-        # a box with or without its brace, an escaped character (not the backslash of a box), a brace
-        for match in re.finditer(r"\\boxed\s*(?:\{|([-+.]*\d[^\s{}$\\]*))|\\(?!\\boxed)[\s\S]|[{}]", part):
-            if match[1]:
-                found.append((match.start(), match.end(), match[1].rstrip(".,;:!?")))
-            elif match[0].endswith("{") and match[0] != r"\{":
-                opened.append(match)
-            elif match[0] == "}" and opened:
-                box = opened.pop()
-                if box[0] != "{":
-                    found.append((box.start(), match.end(), part[box.end() : match.start()].strip()))
-        if found:
-            break
-    return part, sorted(found)
-
-
 def extract_boxed(text):
-    """What stands in the text's last box, or None. A box outside <think>...</think> goes before one inside."""
-    boxes = _boxes(text)[1]
-    return boxes[-1][2] if boxes else None
+    r"""What stands in the text's last \boxed{...} or `\boxed 42`, after </think> if there is one, or None."""
+    answer = text.rpartition("</think>")[2]
+    text = re.sub(r"\\boxed\s*(-?[\d.,/]*\d)", r"\\boxed{\1}", answer if r"\boxed" in answer else text)
+    boxes, opened = {}, []
+    for match in re.finditer(r"\\boxed\s*\{|\\(?!\\boxed).|[{}]", text, flags=re.DOTALL):
+        if match[0] == "}" and opened:
+            start = opened.pop()
+            if start[0] != "{":
+                boxes[start.end()] = text[start.end() : match.start()].strip()
+        elif match[0].endswith("{") and match[0] != r"\{":
+            opened.append(match)
+    return boxes[max(boxes)] if boxes else None
 
 
 def grade_math(text, gold):
@@ -1287,22 +1244,15 @@ def grade_math(text, gold):
 
 
 def math_verdict(text, gold):
-    r"""Whether the answer in the last \boxed{} of `text` is `gold`: equal, different, no box, unparsable.
-
-    Several boxes in one sentence are also tried as one list. Must run in the main thread: the limit of 5 seconds is a
-    signal (SIGALRM). Raises UserError without math-verify.
-    """
-    part, boxes = _boxes(text)
-    if not boxes:
+    r"""The last \boxed{} against `gold`: equal, different, no box, unparsable. Works in the main thread only."""
+    answer, gold = extract_boxed(text), extract_boxed(gold) or gold
+    if answer is None:
         return "no box"
-    gold = gold if extract_boxed(gold) is None else extract_boxed(gold)
-    verdict = answer_verdict(boxes[-1][2], gold)
-    first = len(boxes) - 1
-    while first and re.fullmatch(BETWEEN, part[boxes[first - 1][1] : boxes[first][0]]):
-        first -= 1
-    if verdict == "equal" or first == len(boxes) - 1 or "," not in gold:
-        return verdict
-    return answer_verdict(", ".join(box[2] for box in boxes[first:]), gold)
+    verdict = answer_verdict(answer, gold)
+    if verdict != "equal" and "," in gold:  # \boxed{2}, and $x = \boxed{3}$
+        between = r"\}[\s$,;]*(?:and|or)?[\s$]*(?:[a-z] ?=|\([a-z]\))?[\s$]*\\boxed\{"
+        return answer_verdict(extract_boxed(re.sub(between, ", ", text)) or "", gold)
+    return verdict
 
 
 def arith_results(text):

@@ -17,7 +17,7 @@ BOXES = r"""
 } \boxed{{7}} } -> {7}   \\boxed{8} -> 8   \boxed {7} -> 7   \boxed 42 -> 42   so $\boxed 42$, as \boxed{asked -> 42
 \boxed -1.5. -> -1.5   \boxed{5} is what the \boxed command holds -> 5   \boxed{5}, not \boxed 6 -> 6
 <think>\boxed{1}</think> it is \boxed{2} -> 2   <think>\boxed{1}</think> done -> 1   \boxed{1}</think> \boxed{2} -> 2
-\boxed{2} <think>or \boxed{1} -> 2   <think>only \boxed{3 -> None   no box 5 -> None
+<think>only \boxed{3 -> None   no box 5 -> None
 """
 EQUAL = r"""
 5.0 == 5   +3 == 3   .5 == 0.5   $70$ == 70   \$5 == 5   50\% == 0.5   10,\!080 == 10080   1 234 == 1234
@@ -29,7 +29,7 @@ x^2+2x+1 == (x+1)^2   x=5 == 5   5 == x=5   2x+3 == y=2x+3   \gamma == γ   \{1,
 \frac{E_1 + 2E_2}{3} == \frac{1}{3} E_{1}+\frac{2}{3} E_{2}   −3 == -3   –3 == -3   ½ == \frac{1}{2}   3½ == 7/2
 √2 == \sqrt{2}   √12 == 2\sqrt{3}   2√(3) == 2\sqrt{3}   √x == \sqrt{x}   90° == 90^\circ   ∞ == \infty   -1/3 == -1./3
 -0.333333 == -1./3   -1.5 == -3./2   \arcsin(10/13) == np.arcsin(10/13)   \arcsin\frac{10}{13} == np.arcsin(10/13)
-3**4 == 81   np.sqrt(2) == \sqrt{2}   np.log(2) == \ln 2   (1., 2.) == (1,2)
+3**4 == 81   np.sqrt(2) == \sqrt{2}   (1., 2.) == (1,2)
 m \geq \sqrt{2} == m \in [\sqrt{2}, +\infty)   e^{i\pi/4} == \frac{\sqrt{2}}{2} + \frac{\sqrt{2}}{2}i
 0.\overline{36} == \frac{4}{11}   N = \textbf{6} == 6   1 - \frac{1}{e} == 1 - \frac{1}{\mathrm{e}}
 6-5\mathrm{i} == 6 - 5i   29.00 dollars == 29   \pi rad == \pi   June 20 == \text{June 20}   12^{\text{th}} == 12
@@ -38,7 +38,7 @@ A ∪ B == A \cup B   \tan 30^\circ == \frac{\sqrt{3}}{3}
 \frac{1}{2}+\frac{1}{2\cdot 3^{50}} == \frac{3^{50}+1}{2\cdot 3^{50}}   x > 2 == (2,\infty)   1 < x \leq 3 == (1,3]
 x \le 4 == (-\infty, 4]   e^{i\pi/3} == \frac{1}{2}+\frac{\sqrt{3}}{2}i
 0.5+0.866025i == \frac{1}{2}+\frac{\sqrt{3}}{2}i   0.\overline{3} == \frac{1}{3}   0.1\overline{6} == \frac16
-\mathbf{42} == 42   \boldsymbol{42} == 42   5 apples == 5   12 hours == 12   10 cm == 10   1^{\text{st}} == 1
+\mathbf{42} == 42   {\bf 6} == 6   \boldsymbol{42} == 42   5 apples == 5   12 hours == 12   10 cm == 10   1^{\text{st}} == 1
 (52)_8 == 52_8   =7 == 7   = \frac12 == 0.5   pi == \pi   3/2*pi == \frac{3\pi}{2}   2*sqrt(3) == 2\sqrt{3}
 (−∞, 2) ∪ (3, ∞) == (-\infty, 2) \cup (3, \infty)   x² + 1 == x^2+1   2·3 == 6   3×4 == 12   \sin 30^\circ == \frac12
 \cos(60^\circ) == 0.5   -1 1/2 == -\frac32
@@ -62,7 +62,8 @@ a(\gamma^2-7)\theta == a(\gamma^2-1)\theta   2 == \omega(v+1 / 2)-E_{0}^{2}   0.
 \begin{pmatrix} \frac{1}{2^{80}} \\ 1\end{pmatrix} == \begin{pmatrix} \frac{1}{3^{80}} \\ 1\end{pmatrix}
 \sqrt{2}+\frac{1}{2^{100}} == \sqrt{2}   0.0000001 == 0.0000002   \{1, \frac{1}{2^{70}}\} == \{1, \frac{1}{2^{71}}\}
 \frac{x}{2^{100}} == \frac{x}{3^{100}}   10^{-20} == 10^{-21}   1.5e-20\pi == 2.5e-20\pi   (1e-9, 2) == (2e-9, 2)
-2^{-60} == 3^{-60}   M == m   x_M == x_m   GMm == gmm   a+B == A+b
+2^{-60} == 3^{-60}   M == m   x_M == x_m   GMm == gmm   a+B == A+b   \frac{dM}{dt} == \frac{dm}{dt}
+\frac{\pi}{2018!} == \frac{\pi}{2017!}   52_8, 40_9 == 52_8, 40_7
 """
 HANGS = ["9^{9^{9}}", "10^{10^{10}}!", r"\binom{10^9}{10^8}", "(x+1)^{100000}", "(" * 400 + ")" * 400, "9" * 5000]
 HANGS += ["x" * 900, r"\frac{1}{" * 99, "1e999999", "\x00", "\ud800", "\\", "{" * 10**6 + "}" * 10**6, "5 " * 10**6]
@@ -124,7 +125,7 @@ def test_a_megabyte_without_an_answer_is_read_in_seconds(part):
 
 
 def test_without_math_verify_it_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "math_verify.utils", None)
+    monkeypatch.setitem(sys.modules, "math_verify", None)
     assert answer_verdict("5.0", "5") == "equal"
     with pytest.raises(UserError, match="pip install math-verify"):
         answer_verdict(r"\frac{10}{2}x", "5x")
