@@ -1,76 +1,74 @@
 # SPDX-License-Identifier: MIT
-"""A training run written a second time, plainly: what renio.py's flags mean, for tests/test_reference.py to compare.
+"""A training run written a second time, plainly: what the flags of renio.py mean. tests/test_reference.py compares.
 
     weights, metrics, rollouts = reference.train(flags)     # flags: {"method": "opd", "beta": 0.3, ...}, all of them
 
-One rollout at a time, without padding, caches, chunks or micro-batches; transformers' own logits; gradients by
-autograd. It takes only the synthetic rows and the wording of the prompts from renio.py. In float32 on one CPU.
+One rollout at a time (they are sampled side by side): no cache, no chunks, no micro-batches. Logits are transformers'
+own, gradients are autograd's. From renio.py come only the synthetic rows, random models, prompts' wording, tokenizer and grader.
 """
 
 import json
 import math
 import random
-import re
 from types import SimpleNamespace
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
 import renio
 
-
-def first_model(name, seed, tokenizer):
-    if not name.startswith("init:"):
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    width, layers = {"init:micro": (96, 3), "init:micro-teacher": (128, 3)}[name]
-    sizes = dict(hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers, head_dim=width // 4)
-    heads = dict(num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True, initializer_range=0.05)
-    rope = dict(
-        pad_token_id=tokenizer.pad_token_id,
-        rope_parameters=dict(rope_type="default", rope_theta=100.0),
-        max_position_embeddings=512,
-    )
-    torch.manual_seed(seed)
-    return Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **sizes, **heads, **rope))
+TOKENIZER = renio.arith_tokenizer()
+END = TOKENIZER.eos_token_id
+MARGIN = 1e-6  # of probability
 
 
-def examples_of(f, tokenizer):
-    """Rows with the ids of both prompts, in the order in which the run takes them: each epoch is shuffled again."""
+class TooClose(Exception):
+    """A random number lies within MARGIN of the border of two tokens, where rounding decides: take another seed."""
+
+
+def first_model(name, seed):
+    if name.startswith("init:"):
+        return renio.init_model(name, TOKENIZER, seed)
+    return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+
+
+def prompt(template, row, thinking):
+    message = template.replace("{problem}", row["problem"]).replace("{solution}", row["solution"] or "")
+    chat = [dict(role="user", content=message)]
+    text = TOKENIZER.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+    return TOKENIZER(text)["input_ids"]
+
+
+def examples_of(f):
+    """Rows with both prompts, in the order in which the run takes them. The rows are shuffled anew each epoch."""
     rng, needed = random.Random(f.seed), f.max_steps * f.batch_size
     if f.dataset in renio.SYNTHETIC:
         rows = renio.SYNTHETIC[f.dataset](needed, f.seed)
-        invented = renio.arith_rows(needed, f.seed + 10**6, invented=True)
+        privileged_rows = renio.arith_rows(needed, f.seed + 10**6, invented=True)
     else:
-        rows = invented = [json.loads(line) for line in open(f.dataset)]
+        rows = privileged_rows = [json.loads(line) for line in open(f.dataset)]
     if f.privileged_share > 0:
-        for i, other in enumerate(invented):
-            if rng.random() < f.privileged_share:
-                rows[i] = dict(other, privileged=True)
-    plain, with_solution = renio.PROMPTS[f.task]
-    plain = f.student_prompt or plain
-    with_solution = f.teacher_prompt or (with_solution if f.privileged or f.method == "sft" else plain)
-
-    def ids(template, row, thinking):
-        message = template.replace("{problem}", row["problem"]).replace("{solution}", row["solution"] or "")
-        chat = [dict(role="user", content=message)]
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
+        pairs = zip(rows, privileged_rows, strict=True)
+        rows = [dict(p, privileged=True) if rng.random() < f.privileged_share else row for row, p in pairs]
+    student_template, privileged_template = renio.PROMPTS[f.task]
+    student_template = f.student_prompt or student_template
+    shows_solution = f.privileged or f.method == "sft"
+    teacher_template = f.teacher_prompt or (privileged_template if shows_solution else student_template)
     examples = []
     while len(examples) < needed:
         rng.shuffle(rows)
         for row in rows:
-            if not row["solution"] and not row.get("teacher_prompt") and (f.method == "sft" or f.privileged):
+            if shows_solution and not row["solution"] and not row.get("teacher_prompt"):
                 continue
-            thinking, template, teacher = f.student_thinking, plain, []
+            thinking, template, teacher = f.student_thinking, student_template, []
             if f.method == "sft":
-                template = with_solution if row.get("privileged") else plain
+                template = teacher_template if row.get("privileged") else student_template
                 if f.task == "arith":
                     thinking = rng.random() < 0.5
-            student = ids(template, row, thinking)
+            student = prompt(template, row, thinking)
             if f.method in ("opd", "opsd"):
-                teacher = ids(row.get("teacher_prompt") or with_solution, row, f.teacher_thinking)
+                teacher = prompt(row.get("teacher_prompt") or teacher_template, row, f.teacher_thinking)
                 if f.variant == "official":
                     student, teacher = student[: f.max_prompt_tokens], teacher[: f.max_prompt_tokens]
             if max(len(student), len(teacher)) <= f.max_prompt_tokens:
@@ -81,211 +79,193 @@ def examples_of(f, tokenizer):
 def logits_of(model, prompt, completion):
     """Logits (T, V) that predict the completion's tokens."""
     ids = torch.tensor([prompt + completion])
-    positions = torch.arange(ids.shape[1])[None]
-    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions)
+    out = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=torch.arange(ids.shape[1])[None])
     return out.logits[0, len(prompt) - 1 : -1]
 
 
-@torch.no_grad()
-def sample(model, prompts, end, f, seed):
-    """A token is the first whose cumulative probability exceeds a uniform number; each row has its own number.
+def logprobs_of(logits, completion, temperature):
+    """Of the completion's tokens, (T,)."""
+    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
 
-    A row that has ended goes on using up numbers until half of the rows, or fewer, are still open.
+
+@torch.no_grad()
+def sample(model, prompts, f, seed):
+    """A token is the first whose cumulative probability exceeds a random number. Each row draws its own number.
+
+    A row that has ended goes on drawing until at most half of the rows are still open; then only these go on.
     """
     generator = torch.Generator().manual_seed(seed)
     completions, rows = [[] for _ in prompts], list(range(len(prompts)))
     for _ in range(f.prefix_tokens):
-        for row in rows:
-            number = torch.rand((), dtype=torch.float64, generator=generator)
-            if completions[row][-1:] != [end]:
-                logits = logits_of(model, prompts[row], completions[row] + [0])[-1]
-                probs, order = (logits / f.temperature).softmax(-1).double().sort(descending=True)
-                if f.top_k:
-                    probs[f.top_k :] = 0
-                probs /= probs.sum()
-                if f.top_p < 1:
-                    probs[probs.cumsum(0) - probs >= f.top_p] = 0
-                mass = torch.zeros_like(probs).scatter(0, order, probs).cumsum(0)
-                completions[row].append(int((mass <= number * mass[-1]).sum()))
-        still_open = [row for row in rows if completions[row][-1] != end]
-        rows = still_open if len(still_open) <= len(rows) / 2 else rows
+        texts = [prompts[row] + completions[row] for row in rows]
+        padding = [[0] * (max(map(len, texts)) - len(text)) for text in texts]
+        mask = torch.tensor([pad + [1] * len(text) for pad, text in zip(padding, texts, strict=True)])
+        ids = torch.tensor([pad + text for pad, text in zip(padding, texts, strict=True)])
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -1]  # (B, V)
+        probs, order = (logits / f.temperature).softmax(-1).double().sort(descending=True)
+        if f.top_k > 0:
+            probs[:, f.top_k :] = 0
+        probs /= probs.sum(1, keepdim=True)
+        if f.top_p < 1:
+            probs[probs.cumsum(1) - probs >= f.top_p] = 0
+        mass = torch.zeros_like(probs).scatter(1, order, probs / probs.sum(1, keepdim=True)).cumsum(1)
+        numbers = torch.rand(len(rows), 1, dtype=torch.float64, generator=generator)
+        for row, margin, token in zip(rows, mass - numbers, (mass <= numbers).sum(1).tolist(), strict=True):
+            if completions[row][-1:] != [END]:
+                completions[row].append(token)
+                if margin.abs().min() < MARGIN:
+                    raise TooClose
+        still_open = [row for row in rows if completions[row][-1] != END]
+        if len(still_open) <= len(rows) / 2:
+            rows = still_open
+        if not rows:
+            break
     return completions
 
 
-def is_correct(text, truncated, answer):
-    """Whether the last result of each step in the last box makes up the answer."""
-    boxes = re.findall(r"\\boxed\{([^{}]*)\}", text)
-    if answer is None or (truncated and not boxes):
-        return None
-    words = boxes[-1].split() if boxes else []
-    results = {name: word for name, word in zip(words, words[2:], strict=False) if name in "abcdefghij"}
-    return "".join(results.values()) == answer
+def rollouts_of(model, examples, f, seed):
+    """A completion for each example, sampled and graded; in sft its solution."""
+    if f.method == "sft":
+        texts = [example.row.get("demonstration") or example.row["solution"] for example in examples]
+        completions = [(TOKENIZER(text)["input_ids"] + [END])[: f.prefix_tokens] for text in texts]
+    else:
+        completions = sample(model, [example.student for example in examples], f, seed)
+    rollouts = []
+    for example, completion in zip(examples, completions, strict=True):
+        text, answer = TOKENIZER.decode(completion, skip_special_tokens=True), example.row["answer"]
+        truncated, correct = completion[-1] != END, None
+        if answer is not None and not (truncated and renio.extract_boxed(text) is None):
+            correct = renio.arith_verdict(text, answer) == "equal"
+        rollouts.append(SimpleNamespace(**vars(example), completion=completion, truncated=truncated, correct=correct))
+    return rollouts
 
 
-def divergence(student_logits, teacher_logits, f):
-    """(T,), over the full vocabulary."""
-    log_s = torch.log_softmax(student_logits / f.temperature, -1)
-    log_t = torch.log_softmax(teacher_logits / f.temperature, -1)
-    p_s, p_t = log_s.exp(), log_t.exp()
-    log_m = ((1 - f.beta) * p_s + f.beta * p_t).log()  # beta 0: p_S, beta 1: p_T
-    terms = f.beta * p_t * (log_t - log_m) + (1 - f.beta) * p_s * (log_s - log_m)
+def divergence_of(student_logits, teacher_logits, f):
+    """(T,), over the full vocabulary: forward KL, reverse KL, or generalized JSD."""
+    log_s, log_t = ((logits / f.temperature).log_softmax(-1) for logits in (student_logits, teacher_logits))
     if f.beta == 0:
-        terms = p_t * (log_t - log_s)
-    if f.beta == 1:
-        terms = p_s * (log_s - log_t)
+        terms = log_t.exp() * (log_t - log_s)
+    elif f.beta == 1:
+        terms = log_s.exp() * (log_s - log_t)
+    else:
+        log_m = ((1 - f.beta) * log_s.exp() + f.beta * log_t.exp()).log()
+        terms = f.beta * log_t.exp() * (log_t - log_m) + (1 - f.beta) * log_s.exp() * (log_s - log_m)
     return (terms if f.entry_clip is None else terms.clamp(0, f.entry_clip)).sum(-1)
 
 
-def logprobs_of(logits, completion, temperature):
-    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
-
-
-def weight_of(ratios, correct, f):
-    """A rollout's weight before any normalizing, or (st_token) one for each of its tokens.
-
-    ratios: (T,), log p_S - log p_T of the sampled tokens that count.
-    """
-    if f.weighting == "none" or (f.weighting == "correctness" and correct is not False):
+def weight_of(ratios, correct, weighting, f):
+    """A rollout's weight before any normalizing, or (st_token) one for each token. ratios: (T,), log p_S - log p_T."""
+    if weighting == "none" or (weighting == "correctness" and correct is not False):
         return torch.tensor(1.0)
-    if f.weighting == "correctness":
+    if weighting == "correctness":
         return torch.tensor(math.exp(f.log_ratio_clip))
-    ratios = -ratios if f.weighting == "ts_sample" else ratios
+    ratios = -ratios if weighting == "ts_sample" else ratios
     clipped = ratios.clamp(f.log_ratio_clip_min, f.log_ratio_clip)
-    if f.weighting == "st_token":
+    if weighting == "st_token":
         return torch.where(ratios > f.threshold, clipped.exp(), 1.0)
-    key = clipped >= f.threshold if f.variant == "official" else ratios > f.threshold
-    return clipped[key].mean().exp() if key.any() else torch.tensor(1.0)
+    key_tokens = clipped >= f.threshold if f.variant == "official" else ratios > f.threshold
+    return clipped[key_tokens].mean().exp() if key_tokens.any() else torch.tensor(1.0)
 
 
-def mean_weight(weight):
-    """Of a rollout whose tokens have weights of their own: their mean."""
-    return weight.sum().item() / max(1, weight.numel())
+def mean_weight(weights):
+    """Of rollouts; one whose tokens have weights counts as their mean."""
+    return sum(weight.sum() / max(1, weight.numel()) for weight in weights) / len(weights)
 
 
 def distillation(model, teacher, rollouts, f, seed):
-    """Eq. 2-9: the loss, a row for each rollout, and metrics."""
+    """Eq. 2-9: the loss, metrics of the weights, and a row for each rollout."""
     if f.variant == "paper":
-        rollouts = sorted(rollouts, key=lambda r: len(r.example.student) + len(r.completion))
-    renio_flags, counted, rows = SimpleNamespace(**vars(f) | dict(weighting="renio")), slice(f.skip_tokens, None), []
+        rollouts = sorted(rollouts, key=lambda r: len(r.student) + len(r.completion))
+    sums, weights, rows, counted = [], [], [], slice(f.skip_tokens, None)
     for r in rollouts:
-        student_logits = logits_of(model, r.example.student, r.completion)
-        with torch.no_grad():
-            teacher_logits = logits_of(teacher, r.example.teacher, r.completion)
-        r.divergences = divergence(student_logits, teacher_logits, f)[counted]
-        r.entropies = torch.distributions.Categorical(logits=teacher_logits / f.temperature).entropy()[counted]
-        logprobs = [logprobs_of(x, r.completion, f.temperature)[counted] for x in (student_logits, teacher_logits)]
-        r.ratios = (logprobs[0] - logprobs[1]).detach()
-        r.weight, r.count = weight_of(r.ratios, r.correct, f), max(1, len(r.ratios))
-        row = dict(problem=r.example.row["problem"], completion=r.completion, correct=r.correct)
-        row |= dict(truncated=r.truncated, renio_weight=weight_of(r.ratios, r.correct, renio_flags).item())
-        rows.append(row | dict(log_ratios=r.ratios.tolist(), teacher_entropy=r.entropies.sum().item() / r.count))
-    weights = [r.weight for r in rollouts]
+        student_logits = logits_of(model, r.student, r.completion)[counted]
+        teacher_logits = logits_of(teacher, r.teacher, r.completion)[counted].detach()
+        tokens = r.completion[counted]
+        divergence, n = divergence_of(student_logits, teacher_logits, f), max(1, len(tokens))
+        sums.append(divergence / n if f.token_reduction == "mean" else divergence)
+        student = logprobs_of(student_logits, tokens, f.temperature).detach()
+        ratios = student - logprobs_of(teacher_logits, tokens, f.temperature)
+        weights.append(weight_of(ratios, r.correct, f.weighting, f))
+        row = dict(problem=r.row["problem"], completion=r.completion, correct=r.correct, truncated=r.truncated)
+        row |= dict(log_ratios=ratios.tolist(), renio_weight=weight_of(ratios, r.correct, "renio", f).item())
+        rows.append(row)
     if f.weighting == "renio_shuffled":
         random.Random(seed).shuffle(weights)
     divisor = len(rollouts)
-    if f.weighting != "none" and f.weight_norm == "batch":
-        if f.variant == "paper":
-            divisor = sum(mean_weight(w) for w in weights)  # Eq. 8
-        else:
-            for i in range(0, len(weights), f.micro_batch_size):
-                micro_batch = weights[i : i + f.micro_batch_size]
-                mean = sum(mean_weight(w) for w in micro_batch) / len(micro_batch)
-                weights[i : i + f.micro_batch_size] = [(w / mean).clamp(max=10) for w in micro_batch]
-    sums = [(w * r.divergences).sum() for w, r in zip(weights, rollouts, strict=True)]
-    if f.token_reduction == "mean":
-        sums = [total / r.count for total, r in zip(sums, rollouts, strict=True)]
-    ratios, means = torch.cat([r.ratios for r in rollouts]), [mean_weight(w) for w in weights]
-    return (
-        sum(sums) / divisor,
-        rows,
-        dict(
-            divergence=sum(r.divergences.sum().item() for r in rollouts) / len(ratios),
-            teacher_entropy=sum(r.entropies.sum().item() for r in rollouts) / len(ratios),
-            key_token_share=(ratios > f.threshold).float().mean().item(),
-            weight_mean=sum(means) / len(means),
-            weight_max=max(means),
-            effective_sample_size=sum(means) ** 2 / sum(mean**2 for mean in means),
-        ),
-    )
+    if f.weighting != "none" and f.weight_norm == "batch" and f.variant == "paper":
+        divisor = mean_weight(weights) * len(weights)  # Eq. 8
+    if f.weighting != "none" and f.weight_norm == "batch" and f.variant == "official":
+        for i in range(0, len(weights), f.micro_batch_size):
+            part = weights[i : i + f.micro_batch_size]
+            weights[i : i + len(part)] = [(weight / mean_weight(part)).clamp(max=10) for weight in part]
+    loss = sum((weight * terms).sum() for weight, terms in zip(weights, sums, strict=True)) / divisor
+    means = [mean_weight([weight]).item() for weight in weights]
+    return loss, dict(weight_mean=sum(means) / len(means), weight_max=max(means)), rows
 
 
 def grpo(model, rollouts, f):
-    """GRPO without its KL term; the rollouts of one prompt stand together."""
+    """GRPO without its KL term: the loss, metrics, no rows. The rollouts of one prompt stand together."""
     rewards = torch.tensor([float(r.correct is True) for r in rollouts])
     groups = rewards.view(-1, f.generations)
     advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
     losses, clipped = [], []
     for r, advantage in zip(rollouts, advantages, strict=True):
-        logprobs = logprobs_of(logits_of(model, r.example.student, r.completion), r.completion, f.temperature)
-        if not hasattr(r, "old"):  # the first update on these rollouts
-            r.old = logprobs.detach()
-        ratio = (logprobs - r.old).exp()
+        logprobs = logprobs_of(logits_of(model, r.student, r.completion), r.completion, f.temperature)
+        if not hasattr(r, "old_logprobs"):  # in the first of the updates on these rollouts
+            r.old_logprobs = logprobs.detach()
+        ratio = (logprobs - r.old_logprobs).exp()
         loss = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
         losses.append(loss.mean() if f.token_reduction == "mean" else loss.sum())
         clipped += ((ratio - 1).abs() > 0.2).tolist()
-    silent = (advantages == 0).float().mean().item()
-    metrics = dict(reward=rewards.mean().item(), silent_share=silent, clipped_share=sum(clipped) / len(clipped))
-    return sum(losses) / len(losses), [], metrics
+    return sum(losses) / len(losses), dict(reward=rewards.mean().item(), clipped_share=sum(clipped) / len(clipped)), []
 
 
 def sft(model, rollouts):
     """Cross-entropy of a token of the solutions."""
-    logprobs = [logprobs_of(logits_of(model, r.example.student, r.completion), r.completion, 1.0) for r in rollouts]
-    return -torch.cat(logprobs).mean(), [], {}
+    logprobs = [logprobs_of(logits_of(model, r.student, r.completion), r.completion, 1.0) for r in rollouts]
+    return -torch.cat(logprobs).mean(), {}, []
+
+
+def descend(optimizer, trained, loss, f):
+    """An update with clipped gradients; returns their norm before clipping."""
+    optimizer.zero_grad()
+    loss.backward()
+    norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in trained))
+    if 0 < f.max_grad_norm < norm:
+        for p in trained:
+            p.grad *= f.max_grad_norm / norm
+    optimizer.step()
+    return norm
 
 
 def train(flags, steps=None):
-    """Returns the trained weights by name, a dict of metrics for each step, and (opd, opsd) a dict for each rollout."""
+    """Returns the trained weights in one vector, a dict of metrics a step, and a dict a rollout (opd and opsd)."""
     f, metrics, rows = SimpleNamespace(**flags), [], []
-    tokenizer = renio.arith_tokenizer()
-    end = tokenizer.eos_token_id
-    model = first_model(f.model, f.seed, tokenizer)
-    teacher = first_model(f.teacher or f.model, f.seed, tokenizer)  # opsd: the student as it starts
+    model = first_model(f.model, f.seed)
+    teacher = first_model(f.teacher or f.model, f.seed)  # opsd: the student as it starts
     if f.lora_r:
         torch.manual_seed(f.seed)
         model = get_peft_model(model, LoraConfig(r=f.lora_r, lora_alpha=f.lora_alpha, target_modules="all-linear"))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), weight_decay=0.0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, weight_decay=0.0)
     repeats = f.generations if f.method == "grpo" else 1
-    examples = [example for example in examples_of(f, tokenizer) for _ in range(repeats)]
+    examples = [example for example in examples_of(f) for _ in range(repeats)]
     for step in range(steps or f.max_steps):
-        batch = examples[step * f.batch_size :][: f.batch_size]
         seed = (f.seed * 100_000 + step) * 1000
-        if f.method == "sft":
-            texts = [example.row.get("demonstration") or example.row["solution"] for example in batch]
-            completions = [(tokenizer(text)["input_ids"] + [end])[: f.prefix_tokens] for text in texts]
-        else:
-            completions = sample(model, [example.student for example in batch], end, f, seed)
-        rollouts = [SimpleNamespace(example=e, completion=c) for e, c in zip(batch, completions, strict=True)]
-        for r in rollouts:
-            r.truncated = r.completion[-1] != end
-            r.correct = is_correct(
-                tokenizer.decode(r.completion, skip_special_tokens=True), r.truncated, r.example.row["answer"]
-            )
+        rollouts = rollouts_of(model, examples[step * f.batch_size :][: f.batch_size], f, seed)
         rate = f.learning_rate * min(1, (step + 1) / max(1, f.warmup_steps))
-        if f.schedule_steps:
+        if f.schedule_steps > 0:
             rate *= 1 - step / f.schedule_steps
         optimizer.param_groups[0]["lr"] = rate
         for _ in range(f.iterations if f.method == "grpo" else 1):
             if f.method == "sft":
-                loss, new_rows, row = sft(model, rollouts)
+                loss, row, rollout_rows = sft(model, rollouts)
             elif f.method == "grpo":
-                loss, new_rows, row = grpo(model, rollouts, f)
+                loss, row, rollout_rows = grpo(model, rollouts, f)
             else:
-                loss, new_rows, row = distillation(model, teacher, rollouts, f, seed)
-            optimizer.zero_grad()
-            loss.backward()
-            norm = math.sqrt(sum(p.grad.double().square().sum().item() for p in trained.values()))
-            for p in trained.values():
-                if 0 < f.max_grad_norm < norm:
-                    p.grad *= f.max_grad_norm / norm
-            optimizer.step()
-        row |= dict(step=step + 1, loss=loss.item(), grad_norm=norm, learning_rate=rate)
-        row["completion_length"] = sum(len(completion) for completion in completions) / len(completions)
-        if f.method != "sft":
-            graded = [r.correct for r in rollouts if r.correct is not None]
-            row["truncation_rate"] = sum(r.truncated for r in rollouts) / len(rollouts)
-            row["rollout_accuracy"] = sum(graded) / len(graded) if graded else None
-        metrics.append(row)
-        rows += [dict(row, step=step + 1) for row in new_rows]
-    return {name: p.detach() for name, p in trained.items()}, metrics, rows
+                loss, row, rollout_rows = distillation(model, teacher, rollouts, f, seed)
+            norm = descend(optimizer, trained, loss, f)
+        metrics.append(row | dict(step=step + 1, loss=loss.item(), grad_norm=norm, learning_rate=rate))
+        rows += [dict(row, step=step + 1) for row in rollout_rows]
+    return torch.cat([p.detach().flatten() for p in trained]), metrics, rows
