@@ -3,8 +3,8 @@
 
     weights, metrics, rollouts = reference.train(flags)     # flags: {"method": "opd", "beta": 0.3, ...}, all of them
 
-One rollout at a time (they are sampled side by side): no cache, no chunks, no micro-batches. Logits are transformers'
-own, gradients are autograd's. From renio.py come only the synthetic rows, random models, prompts' wording, tokenizer and grader.
+No micro-batches, no chunks, no cache; only the sampler pads. Logits are transformers' own, gradients are autograd's.
+From renio.py come only the synthetic rows, random models, wording of the prompts, tokenizer and grader.
 """
 
 import json
@@ -76,16 +76,15 @@ def examples_of(f):
     return examples[:needed]
 
 
-def logits_of(model, prompt, completion):
-    """Logits (T, V) that predict the completion's tokens."""
+def logprobs_of(model, prompt, completion, temperature):
+    """Of the whole vocabulary at the places that predict the completion's tokens, (T, V)."""
     ids = torch.tensor([prompt + completion])
     out = model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=torch.arange(ids.shape[1])[None])
-    return out.logits[0, len(prompt) - 1 : -1]
+    return (out.logits[0, len(prompt) - 1 : -1] / temperature).log_softmax(-1)
 
 
-def logprobs_of(logits, completion, temperature):
-    """Of the completion's tokens, (T,)."""
-    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+def of_tokens(logprobs, tokens):
+    return logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0]  # (T,)
 
 
 @torch.no_grad()
@@ -138,12 +137,13 @@ def rollouts_of(model, examples, f, seed):
         if answer is not None and not (truncated and renio.extract_boxed(text) is None):
             correct = renio.arith_verdict(text, answer) == "equal"
         rollouts.append(SimpleNamespace(**vars(example), completion=completion, truncated=truncated, correct=correct))
+    if f.variant == "paper" and f.method != "grpo":
+        rollouts.sort(key=lambda r: len(r.student) + len(r.completion))
     return rollouts
 
 
-def divergence_of(student_logits, teacher_logits, f):
-    """(T,), over the full vocabulary: forward KL, reverse KL, or generalized JSD."""
-    log_s, log_t = ((logits / f.temperature).log_softmax(-1) for logits in (student_logits, teacher_logits))
+def divergence_of(log_s, log_t, f):
+    """(T,), from log-probabilities (T, V): forward KL, reverse KL, or generalized JSD."""
     if f.beta == 0:
         terms = log_t.exp() * (log_t - log_s)
     elif f.beta == 1:
@@ -151,7 +151,7 @@ def divergence_of(student_logits, teacher_logits, f):
     else:
         log_m = ((1 - f.beta) * log_s.exp() + f.beta * log_t.exp()).log()
         terms = f.beta * log_t.exp() * (log_t - log_m) + (1 - f.beta) * log_s.exp() * (log_s - log_m)
-    return (terms if f.entry_clip is None else terms.clamp(0, f.entry_clip)).sum(-1)
+    return (terms if f.entry_clip is None else terms.clamp(0, f.entry_clip)).sum(1)
 
 
 def weight_of(ratios, correct, weighting, f):
@@ -174,57 +174,51 @@ def mean_weight(weights):
 
 
 def distillation(model, teacher, rollouts, f, seed):
-    """Eq. 2-9: the loss, metrics of the weights, and a row for each rollout."""
-    if f.variant == "paper":
-        rollouts = sorted(rollouts, key=lambda r: len(r.student) + len(r.completion))
-    sums, weights, rows, counted = [], [], [], slice(f.skip_tokens, None)
+    """Eq. 2-9: the loss, and metrics of the weights; each rollout gets its log-ratios and its ReNIO weight."""
+    weights, sums, official = [], [], f.variant == "official"
     for r in rollouts:
-        student_logits = logits_of(model, r.student, r.completion)[counted]
-        teacher_logits = logits_of(teacher, r.teacher, r.completion)[counted].detach()
-        tokens = r.completion[counted]
-        divergence, n = divergence_of(student_logits, teacher_logits, f), max(1, len(tokens))
-        sums.append(divergence / n if f.token_reduction == "mean" else divergence)
-        student = logprobs_of(student_logits, tokens, f.temperature).detach()
-        ratios = student - logprobs_of(teacher_logits, tokens, f.temperature)
+        log_s = logprobs_of(model, r.student, r.completion, f.temperature)[f.skip_tokens :]
+        log_t = logprobs_of(teacher, r.teacher, r.completion, f.temperature)[f.skip_tokens :].detach()
+        tokens = r.completion[f.skip_tokens :]
+        ratios = (of_tokens(log_s, tokens) - of_tokens(log_t, tokens)).detach()
+        r.log_ratios, r.renio_weight = ratios.tolist(), weight_of(ratios, r.correct, "renio", f).item()
         weights.append(weight_of(ratios, r.correct, f.weighting, f))
-        row = dict(problem=r.row["problem"], completion=r.completion, correct=r.correct, truncated=r.truncated)
-        row |= dict(log_ratios=ratios.tolist(), renio_weight=weight_of(ratios, r.correct, "renio", f).item())
-        rows.append(row)
+        sums.append(divergence_of(log_s, log_t, f) / (max(1, len(tokens)) if f.token_reduction == "mean" else 1))
     if f.weighting == "renio_shuffled":
         random.Random(seed).shuffle(weights)
-    divisor = len(rollouts)
-    if f.weighting != "none" and f.weight_norm == "batch" and f.variant == "paper":
-        divisor = mean_weight(weights) * len(weights)  # Eq. 8
-    if f.weighting != "none" and f.weight_norm == "batch" and f.variant == "official":
-        for i in range(0, len(weights), f.micro_batch_size):
-            part = weights[i : i + f.micro_batch_size]
-            weights[i : i + len(part)] = [(weight / mean_weight(part)).clamp(max=10) for weight in part]
-    loss = sum((weight * terms).sum() for weight, terms in zip(weights, sums, strict=True)) / divisor
+    normalized = weights
+    if f.weighting != "none" and f.weight_norm == "batch":  # Eq. 8
+        size = f.micro_batch_size if official else len(weights)
+        parts = [weights[i : i + size] for i in range(0, len(weights), size)]
+        normalized = [weight / mean_weight(part) for part in parts for weight in part]
+        if official:
+            weights = normalized = [weight.clamp(max=10) for weight in normalized]
+    loss = sum((weight * terms).sum() for weight, terms in zip(normalized, sums, strict=True)) / len(rollouts)
     means = [mean_weight([weight]).item() for weight in weights]
-    return loss, dict(weight_mean=sum(means) / len(means), weight_max=max(means)), rows
+    return loss, dict(weight_mean=sum(means) / len(means), weight_max=max(means))
 
 
 def grpo(model, rollouts, f):
-    """GRPO without its KL term: the loss, metrics, no rows. The rollouts of one prompt stand together."""
+    """GRPO without its KL term: the loss and metrics. The rollouts of one prompt stand together."""
     rewards = torch.tensor([float(r.correct is True) for r in rollouts])
     groups = rewards.view(-1, f.generations)
     advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
     losses, clipped = [], []
     for r, advantage in zip(rollouts, advantages, strict=True):
-        logprobs = logprobs_of(logits_of(model, r.student, r.completion), r.completion, f.temperature)
+        logprobs = of_tokens(logprobs_of(model, r.student, r.completion, f.temperature), r.completion)
         if not hasattr(r, "old_logprobs"):  # in the first of the updates on these rollouts
             r.old_logprobs = logprobs.detach()
         ratio = (logprobs - r.old_logprobs).exp()
         loss = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
         losses.append(loss.mean() if f.token_reduction == "mean" else loss.sum())
         clipped += ((ratio - 1).abs() > 0.2).tolist()
-    return sum(losses) / len(losses), dict(reward=rewards.mean().item(), clipped_share=sum(clipped) / len(clipped)), []
+    return sum(losses) / len(losses), dict(reward=rewards.mean().item(), clipped_share=sum(clipped) / len(clipped))
 
 
 def sft(model, rollouts):
-    """Cross-entropy of a token of the solutions."""
-    logprobs = [logprobs_of(logits_of(model, r.student, r.completion), r.completion, 1.0) for r in rollouts]
-    return -torch.cat(logprobs).mean(), {}, []
+    """Cross-entropy of a token of the solutions, and no metrics."""
+    logprobs = [of_tokens(logprobs_of(model, r.student, r.completion, 1.0), r.completion) for r in rollouts]
+    return -torch.cat(logprobs).mean(), {}
 
 
 def descend(optimizer, trained, loss, f):
@@ -260,12 +254,16 @@ def train(flags, steps=None):
         optimizer.param_groups[0]["lr"] = rate
         for _ in range(f.iterations if f.method == "grpo" else 1):
             if f.method == "sft":
-                loss, row, rollout_rows = sft(model, rollouts)
+                loss, row = sft(model, rollouts)
             elif f.method == "grpo":
-                loss, row, rollout_rows = grpo(model, rollouts, f)
+                loss, row = grpo(model, rollouts, f)
             else:
-                loss, row, rollout_rows = distillation(model, teacher, rollouts, f, seed)
+                loss, row = distillation(model, teacher, rollouts, f, seed)
             norm = descend(optimizer, trained, loss, f)
         metrics.append(row | dict(step=step + 1, loss=loss.item(), grad_norm=norm, learning_rate=rate))
-        rows += [dict(row, step=step + 1) for row in rollout_rows]
+        if f.save_rollouts:
+            kept = ("completion", "correct", "truncated", "log_ratios", "renio_weight")
+            rows += [
+                dict({key: vars(r)[key] for key in kept}, problem=r.row["problem"], step=step + 1) for r in rollouts
+            ]
     return torch.cat([p.detach().flatten() for p in trained]), metrics, rows

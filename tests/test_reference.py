@@ -103,13 +103,9 @@ def run(flags, folder):
     """What renio.py makes of the flags: weights, metrics and rollouts, as reference.train returns them."""
     words = [f"--{name}={value}" for name, value in flags.items() if value is not None]
     renio.main([*words, f"--output_dir={folder}"])
+    model = AutoModelForCausalLM.from_pretrained(flags["model"] if flags["lora_r"] else folder / "final")
     if flags["lora_r"]:
-        base = flags["model"]
-        model = PeftModel.from_pretrained(
-            AutoModelForCausalLM.from_pretrained(base), folder / "final", is_trainable=True
-        )
-    else:
-        model = AutoModelForCausalLM.from_pretrained(folder / "final")
+        model = PeftModel.from_pretrained(model, folder / "final", is_trainable=True)
     files = [folder / "metrics.jsonl", folder / "rollouts.jsonl"]
     metrics, rollouts = ([json.loads(line) for line in file.open()] if file.exists() else [] for file in files)
     for row in rollouts:
@@ -138,11 +134,7 @@ def test_a_run_is_that_of_the_reference(name, world, tmp_path, monkeypatch):
         except reference.TooClose:
             flags["seed"] += 1
     enable = PreTrainedModel.gradient_checkpointing_enable
-    monkeypatch.setattr(
-        PreTrainedModel,
-        "gradient_checkpointing_enable",
-        lambda *args, **words: checkpointing.append(enable(*args, **words)),
-    )
+    monkeypatch.setattr(PreTrainedModel, enable.__name__, lambda *a, **words: checkpointing.append(enable(*a, **words)))
     assert_same(run(flags, tmp_path), expected, flags["learning_rate"])
     assert bool(checkpointing) == flags["gradient_checkpointing"]
     due = [step for step in range(1, flags["max_steps"] + 1) if flags["save_steps"] and step % flags["save_steps"] == 0]
