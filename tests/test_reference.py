@@ -47,6 +47,9 @@ RUNS = {
         method="opsd", teacher=None, variant="official", weighting="st_token", batch_size=12, micro_batch_size=12,
         max_steps=1, threshold=2, log_ratio_clip=9, privileged=True, entry_clip=0.07, prefix_tokens=8,
     ),
+    "opd official": dict(  # no token is key where the clip lies below the threshold
+        variant="official", weighting="renio", threshold=0.5, log_ratio_clip=0.4, entry_clip=0.2, max_steps=1,
+    ),
     "opsd shuffled": dict(
         method="opsd", teacher=None, weighting="renio_shuffled", model="init:micro", seed=5, dataset="arith-gaps",
         temperature=0.4, threshold=0.2, privileged=True, max_prompt_tokens=48, teacher_thinking=True,
