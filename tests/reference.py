@@ -41,7 +41,7 @@ def prompt(template, row, thinking):
 
 
 def examples_of(f):
-    """Rows with both prompts, in the order in which the run takes them. The rows are shuffled anew each epoch."""
+    """Rows with both prompts, in the order in which the run takes them; each epoch has an order of its own."""
     rng, needed = random.Random(f.seed), f.max_steps * f.batch_size
     if f.dataset in renio.SYNTHETIC:
         rows = renio.SYNTHETIC[f.dataset](needed, f.seed)
@@ -55,24 +55,27 @@ def examples_of(f):
     student_template = f.student_prompt or student_template
     shows_solution = f.privileged or f.method == "sft"
     teacher_template = f.teacher_prompt or (privileged_template if shows_solution else student_template)
-    examples = []
+    rng.shuffle(rows)
+    usable = []
+    for row in rows:
+        if shows_solution and not row["solution"] and not row.get("teacher_prompt"):
+            continue
+        thinking, template, teacher = f.student_thinking, student_template, []
+        if f.method == "sft":
+            template = teacher_template if row.get("privileged") else student_template
+            if f.task == "arith":
+                thinking = rng.random() < 0.5
+        student = prompt(template, row, thinking)
+        if f.method in ("opd", "opsd"):
+            teacher = prompt(row.get("teacher_prompt") or teacher_template, row, f.teacher_thinking)
+            if f.variant == "official":
+                student, teacher = student[: f.max_prompt_tokens], teacher[: f.max_prompt_tokens]
+        if max(len(student), len(teacher)) <= f.max_prompt_tokens:
+            usable.append(SimpleNamespace(row=row, student=student, teacher=teacher))
+    examples = list(usable)
     while len(examples) < needed:
-        rng.shuffle(rows)
-        for row in rows:
-            if shows_solution and not row["solution"] and not row.get("teacher_prompt"):
-                continue
-            thinking, template, teacher = f.student_thinking, student_template, []
-            if f.method == "sft":
-                template = teacher_template if row.get("privileged") else student_template
-                if f.task == "arith":
-                    thinking = rng.random() < 0.5
-            student = prompt(template, row, thinking)
-            if f.method in ("opd", "opsd"):
-                teacher = prompt(row.get("teacher_prompt") or teacher_template, row, f.teacher_thinking)
-                if f.variant == "official":
-                    student, teacher = student[: f.max_prompt_tokens], teacher[: f.max_prompt_tokens]
-            if max(len(student), len(teacher)) <= f.max_prompt_tokens:
-                examples.append(SimpleNamespace(row=row, student=student, teacher=teacher))
+        rng.shuffle(usable)
+        examples += usable
     return examples[:needed]
 
 
@@ -180,10 +183,13 @@ def distillation(model, teacher, rollouts, f, seed):
         log_s = logprobs_of(model, r.student, r.completion, f.temperature)[f.skip_tokens :]
         log_t = logprobs_of(teacher, r.teacher, r.completion, f.temperature)[f.skip_tokens :].detach()
         tokens = r.completion[f.skip_tokens :]
-        ratios = (of_tokens(log_s, tokens) - of_tokens(log_t, tokens)).detach()
+        n, student, teachers = max(1, len(tokens)), of_tokens(log_s, tokens).detach(), of_tokens(log_t, tokens)
+        ratios, entropies = student - teachers, -(log_t.exp() * log_t).sum(1)
         r.log_ratios, r.renio_weight = ratios.tolist(), weight_of(ratios, r.correct, "renio", f).item()
+        r.key_tokens, r.teacher_entropy = (ratios > f.threshold).sum().item(), entropies.sum().item() / n
+        r.student_logprob, r.teacher_logprob = student.sum().item() / n, teachers.sum().item() / n
         weights.append(weight_of(ratios, r.correct, f.weighting, f))
-        sums.append(divergence_of(log_s, log_t, f) / (max(1, len(tokens)) if f.token_reduction == "mean" else 1))
+        sums.append(divergence_of(log_s, log_t, f) / (n if f.token_reduction == "mean" else 1))
     if f.weighting == "renio_shuffled":
         random.Random(seed).shuffle(weights)
     normalized = weights
@@ -262,7 +268,8 @@ def train(flags, steps=None):
             norm = descend(optimizer, trained, loss, f)
         metrics.append(row | dict(step=step + 1, loss=loss.item(), grad_norm=norm, learning_rate=rate))
         if f.save_rollouts:
-            kept = ("completion", "correct", "truncated", "log_ratios", "renio_weight")
+            kept = ["completion", "correct", "truncated", "log_ratios", "renio_weight", "key_tokens"]
+            kept += ["teacher_entropy", "student_logprob", "teacher_logprob"]
             rows += [
                 dict({key: vars(r)[key] for key in kept}, problem=r.row["problem"], step=step + 1) for r in rollouts
             ]

@@ -27,7 +27,7 @@ DEFAULTS = dict(
 RUNS = {
     "opd": dict(
         weighting="renio", privileged=True, seed=3, temperature=1.3, top_p=0.7, top_k=6, beta=0.3, entry_clip=0.05,
-        skip_tokens=1, threshold=0.3, log_ratio_clip=1.5, log_ratio_clip_min=0.6, warmup_steps=3, learning_rate=2e-3,
+        skip_tokens=1, threshold=0.1, log_ratio_clip=1.5, log_ratio_clip_min=1.2, warmup_steps=3, learning_rate=2e-3,
         max_steps=3, save_steps=2, student_thinking=True,
     ),
     "opd without a norm": dict(
@@ -36,7 +36,7 @@ RUNS = {
     "opd reverse": dict(
         beta=1, student_prompt="again {problem} again", teacher_prompt="{solution} {problem}", privileged=True, seed=1
     ),
-    "opd of tokens": dict(weighting="st_token", threshold=0.1, log_ratio_clip=1.2, log_ratio_clip_min=0.4, seed=2),
+    "opd of tokens": dict(weighting="st_token", threshold=0.1, log_ratio_clip=1.2, log_ratio_clip_min=0.9, seed=2),
     "opd with an oracle": dict(weighting="correctness", temperature=1.5, log_ratio_clip=0.7, teacher_thinking=True),
     "opsd official": dict(
         method="opsd", teacher=None, variant="official", weighting="renio", lora_r=3, lora_alpha=5, seed=4,
@@ -49,6 +49,7 @@ RUNS = {
     ),
     "opd official": dict(  # no token is key where the clip lies below the threshold
         variant="official", weighting="renio", threshold=0.5, log_ratio_clip=0.4, entry_clip=0.2, max_steps=1,
+        micro_batch_size=3,
     ),
     "opsd shuffled": dict(
         method="opsd", teacher=None, weighting="renio_shuffled", model="init:micro", seed=5, dataset="arith-gaps",
@@ -71,8 +72,8 @@ RUNS = {
         max_prompt_tokens=50, save_rollouts=False, max_grad_norm=0.3,
     ),
     "sft on a file": dict(
-        method="sft", teacher=None, task="math", privileged_share=0.5, student_thinking=True, max_prompt_tokens=70,
-        save_rollouts=False, lora_r=3, lora_alpha=40, max_steps=4,
+        method="sft", teacher=None, task="math", privileged_share=0.5, student_thinking=True, max_prompt_tokens=120,
+        save_rollouts=False, lora_r=3, lora_alpha=40, dataset="long.jsonl", batch_size=4,
     ),
 }  # fmt: skip
 NOT_COMPARED = {"method", "model", "teacher", "dataset", "lora_r", "max_steps", "batch_size"}  # with DEFAULTS
@@ -92,14 +93,16 @@ def world(tmp_path_factory):
     rows = [problem(text) for text in ("a 3+8 1", "a 7-5 2 b 2*9 8", "a 6*4 4", "a 9-4 5 b 1+1 2", "a 7*3 1")]
     others = [problem("c 8-2 6") | dict(teacher_prompt="again c 8-2"), problem("a 3+8 1 " * 6)]
     others.append(dict(problem="a 1+1", solution=None, answer=None))
-    for name, some in (("few", rows), ("all", rows + others)):
+    long = [problem(text * 10) for text in ("a 3+8 1 ", "b 7-5 2 ", "c 6*4 4 ")]  # mostly words of this tokenizer
+    for name, some in (("few", rows), ("all", rows + others), ("long", long)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    flags = DEFAULTS | dict(method="sft", batch_size=8, dataset=folder / "few.jsonl", learning_rate=2e-3)
-    flags |= dict(teacher=None, save_rollouts=False)
+    flags = DEFAULTS | dict(method="sft", teacher=None, batch_size=8, learning_rate=2e-3, save_rollouts=False)
+    flags |= dict(dataset=folder / "few.jsonl")
     run(flags | dict(model="init:micro", max_steps=40, privileged_share=0.3), folder / "student")
     run(flags | dict(model="init:micro-teacher", max_steps=50, privileged_share=0.6), folder / "teacher")
-    models = dict(model=folder / "student/final", teacher=folder / "teacher/final", dataset=folder / "all.jsonl")
-    return DEFAULTS | {name: str(path) for name, path in models.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield DEFAULTS | dict(model="student/final", teacher="teacher/final", dataset="all.jsonl")
 
 
 def run(flags, folder):
@@ -112,7 +115,6 @@ def run(flags, folder):
     files = [folder / "metrics.jsonl", folder / "rollouts.jsonl"]
     metrics, rollouts = ([json.loads(line) for line in file.open()] if file.exists() else [] for file in files)
     for row in rollouts:
-        row["correct"] = row.pop("right")
         row["log_ratios"] = row["log_ratios"][flags["skip_tokens"] :]
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]), metrics, rollouts
 
