@@ -58,7 +58,7 @@ def examples_of(f):
     rng.shuffle(rows)
     usable = []
     for row in rows:
-        if shows_solution and not row["solution"] and not row.get("teacher_prompt"):
+        if shows_solution and not row["solution"]:
             continue
         thinking, template, teacher = f.student_thinking, student_template, []
         if f.method == "sft":
@@ -67,7 +67,7 @@ def examples_of(f):
                 thinking = rng.random() < 0.5
         student = prompt(template, row, thinking)
         if f.method in ("opd", "opsd"):
-            teacher = prompt(row.get("teacher_prompt") or teacher_template, row, f.teacher_thinking)
+            teacher = prompt(teacher_template, row, f.teacher_thinking)
             if f.variant == "official":
                 student, teacher = student[: f.max_prompt_tokens], teacher[: f.max_prompt_tokens]
         if max(len(student), len(teacher)) <= f.max_prompt_tokens:

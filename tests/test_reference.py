@@ -61,7 +61,7 @@ RUNS = {
     ),
     "grpo": dict(
         method="grpo", teacher=None, generations=3, iterations=3, batch_size=12, learning_rate=5e-3,
-        temperature=1.5, seed=6, top_k=9, save_rollouts=False,
+        temperature=1.2, seed=6, top_k=9, save_rollouts=False,
     ),
     "grpo of means": dict(
         method="grpo", teacher=None, generations=6, token_reduction="mean", temperature=1.5, lora_r=4, top_p=0.95,
@@ -91,10 +91,9 @@ def world(tmp_path_factory):
     """Flags that name a student and a teacher that have half learned a few problems, and a file of these and others."""
     folder = tmp_path_factory.mktemp("world")
     rows = [problem(text) for text in ("a 3+8 1", "a 7-5 2 b 2*9 8", "a 6*4 4", "a 9-4 5 b 1+1 2", "a 7*3 1")]
-    others = [problem("c 8-2 6") | dict(teacher_prompt="again c 8-2"), problem("a 3+8 1 " * 6)]
-    others.append(dict(problem="a 1+1", solution=None, answer=None))
+    everything = [*rows, problem("c 8-2 6"), problem("a 3+8 1 " * 6), dict(problem="a 1+1", solution=None, answer=None)]
     long = [problem(text * 10) for text in ("a 3+8 1 ", "b 7-5 2 ", "c 6*4 4 ")]  # mostly words of this tokenizer
-    for name, some in (("few", rows), ("all", rows + others), ("long", long)):
+    for name, some in (("few", rows), ("all", everything), ("long", long)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     flags = DEFAULTS | dict(method="sft", teacher=None, batch_size=8, learning_rate=2e-3, save_rollouts=False)
     flags |= dict(dataset=folder / "few.jsonl")
@@ -152,7 +151,7 @@ def test_each_flag_of_a_run_changes_it(name, world, monkeypatch):
     monkeypatch.setattr(reference, "MARGIN", 0.0)
     flags, runs = world | RUNS[name], list(RUNS)
     compared_before = {flag for other in runs[: runs.index(name)] for flag in RUNS[other]}
-    steps = 2 if flags["schedule_steps"] else 1
+    steps = min(2, flags["max_steps"])
     expected = reference.train(flags, steps)
     for flag in RUNS[name].keys() - compared_before - NOT_COMPARED:
         other = reference.train(flags | {flag: DEFAULTS[flag]}, steps)
