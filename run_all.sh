@@ -41,7 +41,8 @@ NGPU=${NGPU:-$([ "$SCALE" = paper ] && echo $((COUNT >= 4 ? 4 : COUNT >= 2 ? 2 :
 case $SCALE:$COUNT in micro:* | small:*) ENGINE= ;; *:0) ENGINE=${ENGINE:-} ;; *) ENGINE=${ENGINE:-vllm} ;; esac
 TINY=${REHEARSE:+--max_steps 2 --save_steps 2 --batch_size $((8 * NGPU)) --micro_batch_size 1 --prefix_tokens 32}
 FEW=${REHEARSE:+--limit 2 --n 1 --max_new_tokens 32}
-SLOTS=$((COUNT > 0 ? COUNT : ${JOBS:-2})) CORES=$(getconf _NPROCESSORS_ONLN) # SLOTS: jobs side by side, of a GPU each
+SLOTS=$((COUNT > 0 ? COUNT : ${JOBS:-2})) # for jobs that take a GPU each, or without GPUs a core or more
+JOBS=${JOBS:-$SLOTS} CORES=$(getconf _NPROCESSORS_ONLN)
 [ "$COUNT" -gt 0 ] || export ONEDNN_PRIMITIVE_CACHE_CAPACITY=8 OMP_NUM_THREADS=$((CORES > SLOTS ? CORES / SLOTS : 1))
 [ "$COUNT" -gt 0 ] || [ "$SCALE" != micro ] || export OMP_NUM_THREADS=1 # threads gain so small a model nothing
 
@@ -55,7 +56,8 @@ SLOTS=$((COUNT > 0 ? COUNT : ${JOBS:-2})) CORES=$(getconf _NPROCESSORS_ONLN) # S
 # A run that several targets name is made once. Comments: what a target makes, and its cost for a seed at micro | small
 # (both: 2 CPU cores) | one (a GPU of 24 GB) | paper (4 H100); costs at one and paper are estimates, no run has checked.
 at() { case " $1 " in *" $SCALE "*) "${@:2}" ;; esac; }
-code() { local TASK=code DIR=$DIR/code DATASET=${CODE_DATASET:-open-thoughts/OpenThoughts-114k:metadata}; at paper "$@"; }
+code() { local TASK=code DIR=$DIR/code DATASET=${CODE_DATASET:-open-thoughts/OpenThoughts-114k:metadata}
+  at paper "$@"; }
 pair() { "$1" "$3$2" "$3" "${@:4}"; "$1" "$3+renio$2" "$3" --weighting renio "${@:4}"; }
 
 main() { opsd; opd; curve grpo grpo; } # tables 1 and 2 on one student (the default): 4 min | 55 min | 6 h | 17 h
@@ -219,7 +221,7 @@ execute() { # the jobs of each phase, as many side by side as there are GPUs for
   for PHASE in prepare train score; do
     TOTAL=$((N_$PHASE)) EACH=$NGPU; [ "$PHASE" != score ] || EACH=1
     [ "$TOTAL" -gt 0 ] || continue
-    side=$((SLOTS / EACH)) side=$((side > ${JOBS:-side} ? JOBS : side > 0 ? side : 1))
+    side=$((SLOTS / EACH)) side=$((side > JOBS ? JOBS : side > 0 ? side : 1))
     (trap '' INT HUP # of the terminal, which `stop` hears; `cat` ends when no job is left that could write
       printf '%s\0' $(ls "$PLAN/$PHASE") | xargs -0 -n 1 -P "$side" ${places[@]+"${places[@]}"} \
         "$BASH" -c 'run_job "$0"' | cat) || mkdir -p "$PLAN/stopped" &
