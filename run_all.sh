@@ -43,6 +43,7 @@ TINY=${REHEARSE:+--max_steps 2 --save_steps 2 --batch_size $((8 * NGPU)) --micro
 FEW=${REHEARSE:+--limit 2 --n 1 --max_new_tokens 32}
 SLOTS=$((COUNT > 0 ? COUNT : ${JOBS:-2})) # for jobs that take a GPU each, or without GPUs a core or more
 JOBS=${JOBS:-$SLOTS} CORES=$(getconf _NPROCESSORS_ONLN)
+CODE_DATASET=${CODE_DATASET:-open-thoughts/OpenThoughts-114k:metadata}
 [ "$COUNT" -gt 0 ] || export ONEDNN_PRIMITIVE_CACHE_CAPACITY=8 OMP_NUM_THREADS=$((CORES > SLOTS ? CORES / SLOTS : 1))
 [ "$COUNT" -gt 0 ] || [ "$SCALE" != micro ] || export OMP_NUM_THREADS=1 # threads gain so small a model nothing
 
@@ -56,8 +57,7 @@ JOBS=${JOBS:-$SLOTS} CORES=$(getconf _NPROCESSORS_ONLN)
 # A run that several targets name is made once. Comments: what a target makes, and its cost for a seed at micro | small
 # (both: 2 CPU cores) | one (a GPU of 24 GB) | paper (4 H100); costs at one and paper are estimates, no run has checked.
 at() { case " $1 " in *" $SCALE "*) "${@:2}" ;; esac; }
-code() { local TASK=code DIR=$DIR/code DATASET=${CODE_DATASET:-open-thoughts/OpenThoughts-114k:metadata}
-  at paper "$@"; }
+code() { local TASK=code DIR=$DIR/code DATASET=$CODE_DATASET; at paper "$@"; }
 pair() { "$1" "$3$2" "$3" "${@:4}"; "$1" "$3+renio$2" "$3" --weighting renio "${@:4}"; }
 
 main() { opsd; opd; curve grpo grpo; } # tables 1 and 2 on one student (the default): 4 min | 55 min | 6 h | 17 h
@@ -125,7 +125,6 @@ teacher() { # at small a larger model may take PRETRAINED's place: HuggingFaceTB
 opsd() { base; curve opsd opsd --save_rollouts True; curve opsd+renio opsd --weighting renio; }
 opd() { base; teacher; curve opd opd --save_rollouts True; curve opd+renio opd --weighting renio; }
 on_code() { code score base --model "$STUDENT"; code pair curve "" "$1"; }
-
 # --- students, and what depends on them -------------------------------------------------------------------------------
 shown_in() { # shown_in TARGET: whether the paper has this student there; STUDENTS that you name are in every target
   case ${ASKED_STUDENTS:-$SCALE:$STUDENT:$1} in
@@ -168,7 +167,6 @@ settings() { # settings METHOD: SET, its flags for this student, after Tables 5 
   [ "$SCALE" != one ] || SET+=(--max_prompt_tokens 2048) # so that 24 GB suffice
   [ "$VARIANT" = paper ] || SET+=(--variant official $released)
 }
-
 # --- from runs to jobs ------------------------------------------------------------------------------------------------
 prepare() {
   local DIR=$DIR SEED=$SEED SET=(--method sft)
@@ -193,8 +191,9 @@ fit() { # fit PHASE SCRIPT NAME FLAGS...
 }
 score() { # the sampling seed is the training seed: with one for all, scores of several training seeds would correlate
   local launch=("$PYTHON") words=(eval.py --scale "$SCALE" --seed "$SEED" --train_seed "$SEED" --label "$@" $FEW)
-  local here=(--output "$DIR/$1/eval.json" ${ENGINE:+--engine "$ENGINE"} ${DATA_DIR:+--data_dir "$DATA_DIR"})
+  local here=(${ENGINE:+--engine "$ENGINE"} ${DATA_DIR:+--data_dir "$DATA_DIR"})
   words+=(${TASK:+--task "$TASK"})
+  [ "$2" = --checkpoints ] || here+=(--output "$DIR/$1/eval.json") # which --checkpoints implies
   job score "$DIR/$1" eval.json
   [[ " $LABELS " == *" $1 "* ]] || LABELS="$LABELS $1"
 }
@@ -209,7 +208,7 @@ job() { # job PHASE FOLDER FILE: plan `launch words here`, which makes FILE in F
       "To keep it undo the edit, or set another OUT; to make it anew: rm -r $remove"
   fi
   [ ! -e "$2/$3" ] || { THERE=$((THERE + 1)); return; }
-  printf -v command '%q ' "${launch[@]}" "${words[@]}" "${here[@]}"
+  printf -v command '%q ' "${launch[@]}" "${words[@]}" ${here[@]+"${here[@]}"}
   printf -v number %04d $((N_$1 += 1))
   printf '%s\n' "$2" "$kept" "$command" >"$PLAN/$1/$number"
 }
@@ -273,7 +272,6 @@ reproduce() { # reproduce TARGETS...
   [ "$SEEDS" != "${SEEDS% *}" ] || echo 'one seed: no verdict; SEEDS="0 1 2" gives intervals'
   [ -z "$show" ] || echo "see what the student wrote, and what got weight: $PYTHON eval.py show $show"
 }
-
 # --- set-up -----------------------------------------------------------------------------------------------------------
 setup() { # setup FILES...: install what these files name, into the active environment or into .venv
   local packages version

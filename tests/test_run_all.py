@@ -39,8 +39,7 @@ case "$*" in
 esac
 echo "start ${CUDA_VISIBLE_DEVICES-none} $*" >>"$CALLS"
 trap 'kill $!; exit 1' TERM
-all="$*" folder=${all##*--output_dir } folder=${folder%% *}
-case "$*" in *eval.py*) folder=${all##*--output } folder=${folder%%/eval.json*} ;; esac
+folder=$(sed -E 's#.*--(output_dir|output|checkpoints) ([^ ]*) .*#\\2#; s#/eval.json##' <<<"$* ")
 case "$folder" in
   *"/${FAILS:-none}") sleep 0.3; echo out of luck; exit 1 ;;
   *"/${HANGS:-none}") echo $$ >"$CALLS.hangs"; sleep 60 & wait $! ;;
@@ -104,6 +103,11 @@ def flags_of(words):
     return flags
 
 
+def folder_of(words):
+    flags = flags_of(words)
+    return flags.get("--output_dir") or flags.get("--checkpoints") or flags["--output"].removesuffix("/eval.json")
+
+
 def edited(tmp_path, **functions):
     """A copy of run_all.sh in which these functions, of one line each, have another body."""
     text = (ROOT / "run_all.sh").read_text()
@@ -125,17 +129,17 @@ def edited(tmp_path, **functions):
 def test_all_makes_every_run_of_every_target_once_and_scores_it_with_its_training_seed(machine, scale, variant):
     words = dict(SCALE=scale, VARIANT=variant, SEEDS="3 4", PRIVILEGED_OPD="1")
     together = planned(machine, "all", **words)
-    made = [flags_of(line).get("--output_dir") or flags_of(line)["--output"] for line in together]
-    assert len(made) == len(set(made))
-    trained = {Path(folder) for line, folder in zip(together, made, strict=True) if line[0] != "eval.py"}
-    scored = {Path(folder).parent for line, folder in zip(together, made, strict=True) if line[0] == "eval.py"}
-    prepared = {Path(flags_of(line)["--output_dir"]) for line in together if "sft" in line}
-    assert len(trained) > 40 and trained - prepared <= scored
+    assert len(together) == len({tuple(line) for line in together})
+    trained = [folder_of(line) for line in together if line[0] != "eval.py"]
+    scored = [folder_of(line) for line in together if line[0] == "eval.py"]
+    assert len(trained) == len(set(trained)) and len(scored) == len(set(scored))
+    prepared = {folder_of(line) for line in together if "sft" in line}
+    assert len(trained) > 40 and {*trained} - prepared <= {*scored}
     for line in together:
         flags = flags_of(line)
         assert flags["--scale"] == scale
         if line[0] == "eval.py":
-            assert flags["--seed"] == flags["--train_seed"] and f"/seed{flags['--seed']}/" in flags["--output"]
+            assert flags["--seed"] == flags["--train_seed"] and f"/seed{flags['--seed']}/" in f"{folder_of(line)}/"
         else:
             assert ("official" in line) is (variant == "official" and "sft" not in line)
     for target in ("main", "table3", "figure4", "figure5"):
