@@ -39,11 +39,10 @@ case $GPUS in -*) GPUS= ;; *) GPUS=${GPUS// /} ;; esac # -1: none
 COUNT=$(tr , '\n' <<<"$GPUS" | grep -c . || true)
 NGPU=${NGPU:-$([ "$SCALE" = paper ] && echo $((COUNT >= 4 ? 4 : COUNT >= 2 ? 2 : 1)) || echo 1)}
 case $SCALE:$COUNT in micro:* | small:*) ENGINE= ;; *:0) ENGINE=${ENGINE:-} ;; *) ENGINE=${ENGINE:-vllm} ;; esac
-TINY=${REHEARSE:+--max_steps 2 --save_steps 2 --batch_size $((8 * NGPU)) --micro_batch_size 1 --prefix_tokens 32}
+TINY=${REHEARSE:+--max_steps 2 --save_steps 2 --batch_size $((2 * NGPU)) --micro_batch_size 1 --prefix_tokens 32}
 FEW=${REHEARSE:+--limit 2 --n 1 --max_new_tokens 32}
-SLOTS=$((COUNT > 0 ? COUNT : ${JOBS:-2})) # for jobs that take a GPU each, or without GPUs a core or more
-JOBS=${JOBS:-$SLOTS} CORES=$(getconf _NPROCESSORS_ONLN)
-CODE_DATASET=${CODE_DATASET:-open-thoughts/OpenThoughts-114k:metadata}
+SLOTS=$((COUNT > 0 ? COUNT : ${JOBS:-2})) CORES=$(getconf _NPROCESSORS_ONLN) # SLOTS: for jobs that take one GPU each
+JOBS=${JOBS:-$SLOTS} CODE_DATASET=${CODE_DATASET:-open-thoughts/OpenThoughts-114k:metadata}
 [ "$COUNT" -gt 0 ] || export ONEDNN_PRIMITIVE_CACHE_CAPACITY=8 OMP_NUM_THREADS=$((CORES > SLOTS ? CORES / SLOTS : 1))
 [ "$COUNT" -gt 0 ] || [ "$SCALE" != micro ] || export OMP_NUM_THREADS=1 # threads gain so small a model nothing
 
@@ -150,6 +149,7 @@ settings() { # settings METHOD: SET, its flags for this student, after Tables 5 
   local rollouts released="" # rollouts a device at a time: over so many the release normalizes the weight
   SET=(--method "$1" --model "$STUDENT")
   [ "$1" != opd ] || SET+=(--teacher "$TEACHER")
+  [ "$1" != grpo ] || SET+=(${REHEARSE:+--generations 2})
   [[ $STUDENT != *R1-Distill* ]] || SET+=(--learning_rate 1e-6)
   [[ $1:$STUDENT != op*:*R1-Distill* ]] || SET+=(--prefix_tokens 2048)
   case $1:$STUDENT in

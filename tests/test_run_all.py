@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""run_all.sh: what it plans, how it hands out GPUs, what it skips, resumes, stops and says.
-
-No test here depends on the flags of a run's line, which users edit.
-"""
+"""run_all.sh: what it plans, runs, skips, stops and says. No test depends on the flags of a run's line: users edit them."""
 
 import os
 import pty
@@ -113,9 +110,6 @@ def edited(tmp_path, **functions):
     return path
 
 
-# --- what it plans ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("variant", ["official", "paper"])
 @pytest.mark.parametrize("scale", ["micro", "small", "one", "paper"])
 def test_all_makes_every_run_of_every_target_once_and_scores_it_with_its_training_seed(machine, scale, variant):
@@ -212,9 +206,6 @@ def test_list_and_help_name_the_targets_and_other_words_are_refused(machine):
     assert machine.calls() == []
 
 
-# --- what it runs -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("chosen, devices, training", [
     ("NGPU=1", "0123", 1), ("", "0123", 4), ("NGPU=2", "0123", 2), ("NGPU=1 CUDA_VISIBLE_DEVICES=2,3,5,7", "2357", 1),
     ("NGPU=1 JOBS=2", "01", 1)])  # fmt: skip
@@ -301,9 +292,6 @@ def test_an_edited_flag_is_noticed_and_both_commands_are_named(machine, tmp_path
     subprocess.run(["rm", "-r", folder], check=True)
     assert machine("main", script=edited(tmp_path, main=after)).returncode == 0
     assert "--skip_tokens 2" in " ".join(machine.calls()[len(calls) :])
-
-
-# --- set-up -----------------------------------------------------------------------------------------------------------
 
 
 def test_an_old_driver_is_named_before_anything_is_installed(machine):
