@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""run_all.sh: what it plans, runs, skips, stops, says. No test depends on the flags of a run's line, which users edit."""
+"""run_all.sh: what it plans, runs, skips, stops, says. No test depends on the flags of a line that users edit."""
 
 import os
 import pty
