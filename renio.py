@@ -1477,8 +1477,8 @@ def merged_adapter(model):
     """
     was_training = model.training
     layers = [module for module in model.modules() if hasattr(module, "lora_A")]
-    layers = [layer for layer in layers if layer.get_base_layer().weight.dtype == torch.float32]
-    copies = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    layers = [layer for layer in layers if adapted_weight(layer).dtype == torch.float32]
+    copies = [adapted_weight(layer).detach().clone() for layer in layers]
     model.eval()
     for layer in layers:
         layer.merge()
@@ -1487,8 +1487,13 @@ def merged_adapter(model):
     finally:
         for layer, copy in zip(layers, copies, strict=True):
             layer.unmerge()
-            layer.get_base_layer().weight.data.copy_(copy)
+            adapted_weight(layer).data.copy_(copy)
         model.train(was_training)
+
+
+def adapted_weight(layer):
+    """The weight that a LoRA layer adapts. peft adapts the fused experts of a mixture as bare parameters."""
+    return layer.get_param() if hasattr(layer, "get_param") else layer.get_base_layer().weight
 
 
 def end_ids(model, tokenizer):
