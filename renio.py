@@ -1826,7 +1826,8 @@ class Log:
         lines.append(f"first student prompt: {tokenizer.decode(list(first.student_prompt))!r}")
         if teacher:
             lines.append(f"first teacher prompt: {tokenizer.decode(list(first.teacher_prompt))!r}")
-            same = config.teacher in (None, config.model) and first.teacher_prompt == first.student_prompt
+            same = Path(config.teacher or config.model) == Path(config.model)
+            same = same and first.teacher_prompt == first.student_prompt
             need(not same, "the teacher is the student's initial model and reads its prompt: nothing to learn")
             ends, others = end_ids(student, tokenizer), end_ids(teacher[0], teacher[2])
             if ends != others:  # arXiv 2609.20511
