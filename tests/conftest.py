@@ -48,8 +48,9 @@ def micro_model(tmp_path_factory, tokenizer):
 
 
 def loud(model):
-    """The model with larger weights in its layers. Fresh weights would echo the last token for ever."""
+    """The model with larger weights. Fresh ones would echo the last token for ever, or draw all tokens alike."""
     with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(6)
         for p in renio.decoder_of(model).layers.parameters():
             if p.dim() > 1:
                 p.mul_(6)
