@@ -889,6 +889,8 @@ def render_rows(config, rows, tokenizer, teacher, rng, skipped):
     if config.needs_solution:
         skipped.update("without a solution" for row in rows if not row["solution"])
         rows = [row for row in rows if row["solution"]]
+    if not rows:  # a tokenizer takes no empty list
+        return []
     for row in rows:
         messages.append(fill_prompt(teacher_template if row.get("privileged") else student_template, row))
         if config.method == "sft" and config.task == "arith":  # a micro model has to know both of its chat's openings
