@@ -1632,7 +1632,8 @@ class VllmSampler:
     def load(self, model):
         """Sample with the model's present adapter from now on."""
         folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
-        weights = {name: p.detach().to(torch.bfloat16) for name, p in model.named_parameters() if p.requires_grad}
+        dtype = next(model.parameters()).dtype  # of the base, in which the engine computes
+        weights = {name: p.detach().to(dtype) for name, p in model.named_parameters() if p.requires_grad}
         model.save_pretrained(folder.name, state_dict=weights, save_embedding_layers=False)
         self.load_adapter(folder.name)
         self.folder = folder  # kept, since the engine reads it again when it has dropped the adapter
