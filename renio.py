@@ -20,6 +20,7 @@ This file imports nothing else of the project. Read it from the top: flags, the 
 one update, the loop. Below a line that says so stands what real runs need besides.
 """
 
+import argparse
 import contextlib
 import ctypes
 import gzip
@@ -1974,6 +1975,10 @@ class Stopwatch:
 # The command line
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of the commands, and shows defaults."""
+
+
 class Parser(HfArgumentParser):
     """Flags in groups, without twins spelled with dashes; errors in one line."""
 
@@ -1994,7 +1999,8 @@ class Parser(HfArgumentParser):
 
 def parse_config(argv, config_class=Config):
     """A Config, or one of a class that adds flags to it, from command-line words. Explicit flags win over presets."""
-    parser = Parser(config_class, description=__doc__.split("\n\nThe student")[0], allow_abbrev=False)
+    about = "\n\n".join(sys.modules[config_class.__module__].__doc__.split("\n\n")[:2])  # title and commands
+    parser = Parser(config_class, description=about, formatter_class=HelpFormatter, allow_abbrev=False)
     first = parser.parse_args([word for word in argv if word not in ("-h", "--help")])
     named = any(word.split("=")[0] == "--model" for word in argv)
     known = first.scale or not named or first.model.startswith("init:")
