@@ -51,7 +51,7 @@ def loud(model):
     """The model with larger weights. Fresh ones would echo the last token for ever, or draw all tokens alike."""
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(6)
-        for p in renio.decoder_of(model).layers.parameters():
+        for p in model.get_decoder().layers.parameters():
             if p.dim() > 1:
                 p.mul_(6)
     return model.eval()
@@ -74,13 +74,18 @@ def read_rows(path):
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
-def run(folder, words, main=renio.main, **more):
-    """Train in this process, two steps unless the words say otherwise; returns what the folder then holds.
+def train(folder, words, **more):
+    """Train in this process, two steps unless the words say otherwise. Mistakes raise SystemExit, as for a user.
 
-    words: flags in one text. more: further arguments of main. Mistakes raise SystemExit, as for a user.
+    words: flags in one text. more: further arguments of main.
     """
     first = "--scale micro --max_steps 2 --schedule_steps 0 --batch_size 4 --prefix_tokens 8 --save_steps 0"
-    main([*first.split(), *words.split(), "--output_dir", str(folder)], **more)
+    renio.main([*first.split(), *words.split(), "--output_dir", str(folder)], **more)
+
+
+def run(folder, words, **more):
+    """Train; returns what the folder then holds."""
+    train(folder, words, **more)
     return outcome(folder)
 
 

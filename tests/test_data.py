@@ -103,7 +103,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
         (b"", "no rows"),
         (b'{"problem": "x", "solution": "y"}\n\n{oops}', "line 3: not JSON"),
         ("{}".encode("utf-16"), "can't be read"),
-        (b"[1, 2]", "row 1: expected columns, found list"),
+        (b"[1, 2]", "row 1: expected columns, found int"),
         (b'{"quiz": "x"}', r"row 1: no text in a column problem or question or prompt; its columns are quiz"),
         (
             b'{"problem": "x", "solution": "y"}\n{"problem": null, "solution": "2"}',
@@ -289,14 +289,20 @@ def test_the_last_result_of_each_step_in_the_box_is_its_answer(box, results):
     assert renio.arith_verdict(text.removesuffix("}"), "12") == "no box"
 
 
-def test_a_completion_is_graded_up_to_its_end_and_not_at_all_without_an_answer(tokenizer):
+def test_a_completion_is_graded_up_to_its_end_and_not_at_all_without_an_answer(tokenizer, model, monkeypatch):
     box = tokenizer("\\boxed{ a 3+8 1 }")["input_ids"]
     end, other = tokenizer.convert_tokens_to_ids(["wait", "}"])  # no special token
+    model.generation_config.eos_token_id = [1, end]
+    assert renio.decode(tokenizer, [*box, end, other], [1, end]) == "\\boxed{ a 3+8 1 }"
+    config = renio.parse_config("--method opsd --task arith --output_dir x".split())
 
     def verdict(completion, answer="1"):
-        return renio.grade_rollout(tokenizer, completion, dict(answer=answer), [1, end], "arith")
+        example = renio.Example(dict(answer=answer), [3], [3])
+        monkeypatch.setattr(renio, "sample", lambda *_: [(0, completion)])
+        [rollout] = renio.Sampler(config, model, tokenizer, [example], renio.Devices("cpu"))([example], 0)
+        assert rollout.truncated == (completion[-1] != end)
+        return rollout.correct
 
-    assert renio.decode(tokenizer, [*box, end, other], [1, end]) == "\\boxed{ a 3+8 1 }"
     assert verdict([*box, end]) is True and verdict([*box, end], "2") is False
     assert verdict(box) is True  # cut, but behind its box
     assert verdict([*box[:-1], end]) is False and verdict(box[:-1]) is None and verdict([*box, end], None) is None
