@@ -20,6 +20,7 @@ This file imports nothing else of the project. Read it from the top: flags, the 
 rollouts, one update, the loop. Below a line that says so stands what real runs need besides.
 """
 
+import argparse
 import contextlib
 import ctypes
 import gzip
@@ -910,6 +911,8 @@ def render_rows(config, rows, tokenizer, teacher, rng, skipped):
     if config.needs_solution:
         skipped.update("without a solution" for row in rows if not row["solution"])
         rows = [row for row in rows if row["solution"]]
+    if not rows:  # a tokenizer takes no empty list
+        return []
     for row in rows:
         messages.append(fill_prompt(teacher_template if row.get("privileged") else student_template, row))
         if config.method == "sft" and config.task == "arith":  # a micro model has to know both of its chat's openings
@@ -1427,8 +1430,8 @@ def merged_adapter(model):
     """
     was_training = model.training
     layers = [module for module in model.modules() if hasattr(module, "lora_A")]
-    layers = [layer for layer in layers if layer.get_base_layer().weight.dtype == torch.float32]
-    copies = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    layers = [layer for layer in layers if adapted_weight(layer).dtype == torch.float32]
+    copies = [adapted_weight(layer).detach().clone() for layer in layers]
     model.eval()
     for layer in layers:
         layer.merge()
@@ -1437,8 +1440,13 @@ def merged_adapter(model):
     finally:
         for layer, copy in zip(layers, copies, strict=True):
             layer.unmerge()
-            layer.get_base_layer().weight.data.copy_(copy)
+            adapted_weight(layer).data.copy_(copy)
         model.train(was_training)
+
+
+def adapted_weight(layer):
+    """The weight that a LoRA layer adapts. peft adapts the fused experts of a mixture as bare parameters."""
+    return layer.get_param() if hasattr(layer, "get_param") else layer.get_base_layer().weight
 
 
 def end_ids(model, tokenizer):
@@ -1575,7 +1583,8 @@ class VllmSampler:
     def load(self, model):
         """Sample with the model's present adapter from now on."""
         folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
-        weights = {name: p.detach().to(torch.bfloat16) for name, p in model.named_parameters() if p.requires_grad}
+        dtype = next(model.parameters()).dtype  # of the base, in which the engine computes
+        weights = {name: p.detach().to(dtype) for name, p in model.named_parameters() if p.requires_grad}
         model.save_pretrained(folder.name, state_dict=weights, save_embedding_layers=False)
         self.load_adapter(folder.name)
         self.folder = folder  # kept, since the engine reads it again when it has dropped the adapter
@@ -1771,7 +1780,8 @@ class Log:
         lines.append(f"first student prompt: {tokenizer.decode(list(first.student_prompt))!r}")
         if teacher:
             lines.append(f"first teacher prompt: {tokenizer.decode(list(first.teacher_prompt))!r}")
-            same = config.teacher in (None, config.model) and first.teacher_prompt == first.student_prompt
+            same = Path(config.teacher or config.model) == Path(config.model)
+            same = same and first.teacher_prompt == first.student_prompt
             need(not same, "the teacher is the student's initial model and reads its prompt: nothing to learn")
             ends, others = end_ids(student, tokenizer), end_ids(teacher[0], teacher[2])
             if ends != others:  # arXiv 2609.20511
@@ -1915,6 +1925,10 @@ class Stopwatch:
 # The command line
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the lines of the commands, and shows defaults."""
+
+
 class Parser(HfArgumentParser):
     """Flags in groups, without twins spelled with dashes; errors in one line."""
 
@@ -1935,7 +1949,8 @@ class Parser(HfArgumentParser):
 
 def parse_config(argv, config_class=Config):
     """A Config, or one of a class that adds flags to it, from command-line words. Explicit flags win over presets."""
-    parser = Parser(config_class, description=__doc__.split("\n\nThe student")[0], allow_abbrev=False)
+    about = "\n\n".join(sys.modules[config_class.__module__].__doc__.split("\n\n")[:2])  # title and commands
+    parser = Parser(config_class, description=about, formatter_class=HelpFormatter, allow_abbrev=False)
     first = parser.parse_args([word for word in argv if word not in ("-h", "--help")])
     named = any(word.split("=")[0] == "--model" for word in argv)
     known = first.scale or not named or first.model.startswith("init:")
