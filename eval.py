@@ -21,7 +21,6 @@ import copy
 import ctypes
 import functools
 import hashlib
-import importlib
 import inspect
 import itertools
 import json
@@ -45,22 +44,11 @@ from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SET_UP = "run `bash run_all.sh setup`, then `source .venv/bin/activate`"
-try:
-    import numpy as np
-    from tqdm import tqdm
-except ModuleNotFoundError as error:
-    sys.exit(f"eval.py: the package {error.name} is not installed: {SET_UP}")
+if sys.argv[1:] != ["judge"]:  # the judge of a program starts faster without torch
+    import renio
 
-
-class Renio:
-    """renio.py, imported at its first use: it loads torch, which the judge and `compare` can do without."""
-
-    def __getattr__(self, name):
-        return getattr(importlib.import_module("renio"), name)
-
-
-renio = Renio()
+import numpy as np
+from tqdm import tqdm
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Benchmarks.
@@ -98,19 +86,14 @@ def benchmark_limits(args):
     limits = {}
     for word in args.benchmarks:
         name, colon, limit = word.partition(":")
-        renio.need(
-            not colon or re.fullmatch("[1-9][0-9]*", limit), f"--benchmarks {word}: write a number after the colon"
-        )
+        renio.need(not colon or re.fullmatch("[1-9][0-9]*", limit), f"--benchmarks {word}: no number after the colon")
         renio.need(name not in limits, f"--benchmarks {word}: {name} is named twice")
         limits[name] = min((int(number) for number in (limit, args.limit) if number), default=None)
     return limits
 
 
 def load_benchmark(name, data_dir=None, limit=None):
-    """The first problems: dicts of problem, solution, answer and, for code, test (the whole row of the benchmark).
-
-    Without a limit renio.py makes 500 problems. Raises renio.UserError for a row without a problem or an answer.
-    """
+    """The first problems: dicts of problem, solution, answer and, for code, test (the whole row of the benchmark)."""
     benchmark, rows = benchmark_of(name), []
     if name in renio.SYNTHETIC:
         return renio.SYNTHETIC[name](limit or 500, split="test")
@@ -129,19 +112,16 @@ def load_benchmark(name, data_dir=None, limit=None):
         if benchmark.task == "code":
             renio.need("inputs = [" in (raw.get("test") or ""), f"{place}: the column test holds no inputs")
             solution = gold if "code" in raw else problem + gold
-            rows.append(dict(problem=code_problem(raw), answer=None, solution=solution, test=raw))
+            problem = f"Complete this Python function.\n\n```python\n{problem.strip()}\n```"
+            if name == "mbpp+":  # only a test tells the function's name
+                test = f"The program must pass this test:\n\n```python\n{raw['test_list'][0]}\n```"
+                problem = f"{raw['prompt'].strip()} {test}"
+            rows.append(dict(problem=problem, answer=None, solution=solution, test=raw))
         else:
             solution, hashes, answer = str(gold).rpartition("####")  # GSM8K puts its answer after these
             rows.append(dict(problem=problem, answer=answer.strip(), solution=gold if hashes else raw.get("solution")))
     renio.need(rows, f"{source}: it has no rows")
     return rows
-
-
-def code_problem(row):
-    """The problem as the model reads it. In MBPP+ only the first test tells the function's name."""
-    if "entry_point" in row:
-        return f"Complete this Python function.\n\n```python\n{row['prompt'].strip()}\n```"
-    return f"{row['prompt'].strip()} The program must pass this test:\n\n```python\n{row['test_list'][0]}\n```"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,7 +135,8 @@ COMPARED = [*COMPARED.split(), "privileged", "engine", "dtype", "seed"]  # the f
 def evaluate(args):
     """Sample the answers that answers.jsonl lacks, grade all, write args.output and print each score."""
     if not args.answers.exists():  # answers can be graded without their model
-        check_folders(args)
+        for name in filter(None, (args.model, args.adapter, args.checkpoints)):
+            renio.check_folder(name)
     problems = {name: load_benchmark(name, args.data_dir, limit) for name, limit in benchmark_limits(args).items()}
     settings = {flag: getattr(args, flag) for flag in [*COMPARED, "scale", "batch_size"]}
     settings["checksums"] = {name: checksum(rows) for name, rows in problems.items()}
@@ -187,6 +168,8 @@ def evaluate(args):
 def models_of(args):
     """The models to score: {step: (model, adapter or None)}. An adapter without --model goes on its base model."""
     folders = {None: args.adapter or args.model}
+    message = f"--adapter {args.adapter}: it holds no adapter_config.json"
+    renio.need(not args.adapter or renio.adapter_base(args.adapter), message)
     if args.checkpoints:
         folders = {renio.step_of(folder): str(folder) for folder in reversed(renio.checkpoints(Path(args.checkpoints)))}
     renio.need(folders, f"--checkpoints {args.checkpoints}: it holds no checkpoint-N")
@@ -197,16 +180,6 @@ def models_of(args):
             base = args.model
         models[step] = (base, folder) if base else (folder, None)
     return models
-
-
-def check_folders(args):
-    """Raise renio.UserError for a folder that does not exist. Without this, the hub would be asked for it."""
-    is_path = re.search(r"^(\.|/|~|runs/|results/)|/.*/|(^|/)(final|checkpoint-\d+)/?$", args.model or "")
-    folders = dict(model=is_path and args.model, adapter=args.adapter, checkpoints=args.checkpoints)
-    for flag, folder in folders.items():
-        renio.need(not folder or Path(folder).exists(), f"--{flag} {folder}: there is no such folder")
-    if args.adapter:
-        renio.need(renio.adapter_base(args.adapter), f"--adapter {args.adapter}: no adapter_config.json in it")
 
 
 def checksum(rows):
@@ -223,21 +196,16 @@ def scored_steps(args, settings):
         run = json.loads(args.output.read_text(encoding="utf-8"))
         steps, old = {result["step"] for result in run["results"]}, run["settings"]
     except (ValueError, KeyError, TypeError):
-        raise renio.UserError(
-            f"{args.output} does not hold scores of this eval.py: remove it, or name another --output"
-        ) from None
+        raise renio.UserError(f"{args.output}: not scores of this eval.py; name another --output") from None
     refuse_other_settings([args.output, args.answers], old, settings)
     return steps
 
 
 def read_answers(path, settings):
-    """{Key: answer} from answers.jsonl. Its first line is merged into `settings`; it must not contradict them.
-
-    A kill can cut the last line short: that line is removed from the file.
-    """
+    """{Key: answer} from answers.jsonl. Its first line, which must not contradict `settings`, is merged into them."""
     data = path.read_bytes() if path.exists() else b""
     whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    if whole < len(data):  # a kill has cut the last line short
         os.truncate(path, whole)
     answers = {}
     for number, line in enumerate(data[:whole].splitlines(), start=1):
@@ -264,10 +232,7 @@ def refuse_other_settings(files, old, new):
 
 
 def sample_answers(args, problems, settings, models, wanted, missing):
-    """Sample the answers to the `missing` Keys. Each is appended to answers.jsonl as soon as it ends.
-
-    problems: {benchmark: rows}. models: {step: (model, adapter)}. Adds the first prompts and versions to settings.
-    """
+    """Sample the answers to the `missing` Keys, and append each to answers.jsonl as soon as it ends."""
     tokenizer = renio.load_tokenizer(next(iter(models.values()))[0])
     prompts = {}  # (benchmark, problem): token ids
     for name, rows in problems.items():
@@ -278,11 +243,8 @@ def sample_answers(args, problems, settings, models, wanted, missing):
     settings["prompts"] = {name: tokenizer.decode(prompts[name, 0]) for name in problems}
     settings["versions"] = {name: renio.version_of(name) for name in ("torch", "transformers", args.engine)}
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    there = len(wanted) - len(missing)
-    with (
-        args.answers.open("a", encoding="utf-8", buffering=1) as file,  # written line by line
-        tqdm(desc=args.label, total=len(wanted), initial=there, unit="answer") as bar,
-    ):
+    bar = tqdm(desc=args.label, total=len(wanted), initial=len(wanted) - len(missing), unit="answer")
+    with args.answers.open("a", encoding="utf-8", buffering=1) as file, bar:  # written line by line
         if file.tell() == 0:
             file.write(json.dumps(dict(settings=settings)) + "\n")
         for key, answer in new_answers(args, tokenizer, prompts, models, wanted, missing):
@@ -322,17 +284,13 @@ def new_answers(args, tokenizer, prompts, models, wanted, missing):
 
 
 def batches(args, keys, missing):
-    """Yield each batch of Keys that has missing answers, and its seed.
-
-    A resumed evaluation gives the same answers. With transformers the seed belongs to the batch, so a batch that a
-    kill cut short is sampled again as a whole. With vLLM each answer has a seed of its own, and there is one batch.
-    """
-    if args.engine == "vllm":
+    """Yield each batch of Keys that has missing answers, and its seed. After a kill the answers must be the same."""
+    if args.engine == "vllm":  # one batch, in which each answer has a seed of its own
         batch = [key for key in keys if key in missing]
         if batch:
             yield batch, [random.Random(f"{args.seed} {key[1:]}").getrandbits(63) for key in batch]
         return
-    for start in range(0, len(keys), args.batch_size):
+    for start in range(0, len(keys), args.batch_size):  # the seed is a batch's, so a whole batch is sampled again
         batch = keys[start : start + args.batch_size]
         if not missing.isdisjoint(batch):
             yield batch, args.seed * 1_000_000 + start
@@ -406,18 +364,15 @@ def grade(task, graded):
 
 
 def error_shares(graded):
-    """Shares of the taught operations and of the gaps (operations that the base was not taught) with a wrong result.
-
-    The last result of an operation counts, since the model may check a result again. No result is a wrong result.
-    """
-    gaps, wrong, count = set(renio.operation_gaps()), Counter(), Counter()
+    """Shares of incorrect or missing results: of taught operations, and of gaps, which the base was not taught."""
+    gaps, incorrect, count = set(renio.operation_gaps()), Counter(), Counter()
     for text, row in graded:
         results, words = renio.arith_results(text), row["problem"].split()
         for name, operation in zip(words[::2], words[1::2], strict=True):
             kind = "gap" if operation in gaps else "taught"
             count[kind] += 1
-            wrong[kind] += results.get(name) != str(renio.result_of(operation))
-    return {f"{kind}_error": wrong[kind] / max(1, count[kind]) for kind in ("taught", "gap")}
+            incorrect[kind] += results.get(name) != str(renio.result_of(operation))
+    return {f"{kind}_error": incorrect[kind] / max(1, count[kind]) for kind in ("taught", "gap")}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -472,7 +427,7 @@ def shaded(tokenizer, ids, log_ratios, threshold, colour, most=300):
 # ---------------------------------------------------------------------------------------------------------------------
 # Code grader. A verdict takes two processes. The judge knows the inputs and the expected results, and compares as
 # evalplus does. The sandbox runs the model's program: through a pipe it gets the program and the arguments of one call
-# at a time, and sends the result back. The program sees no expected result, no network and no files but Python's; it can
+# at a time, and sends the result back. The program sees no expected result, no network, no files but Python's. It can
 # neither start nor signal a process. Only plain values come back: numbers, strings, None and containers of them.
 # A warning names missing protection: before Linux 6.12, or without user namespaces, a program can learn whether a path
 # exists; before 5.13 it can read files. Other systems limit only processor time, file size and open files.
@@ -707,8 +662,8 @@ def run_tests(sandbox, row, program):
 
 
 class Sandbox:
-    """The judge's handle on the process that runs a model's program, with `seconds` of processor time for all calls.
-    Tests imitate older kernels by landlock (the newest version to use) and namespaces (whether to use them)."""
+    """The judge's handle on the process that runs a model's program. seconds: processor time for all calls. Tests
+    imitate older kernels by landlock (the newest version to use) and namespaces (whether to use them)."""
 
     REPLY_LIMIT = 64 << 20  # bytes
     TEST_SECONDS, REFERENCE_FACTOR = 4.0, 4.0  # a test's limit: at least this, or this times the reference's time
@@ -954,6 +909,7 @@ CONDITIONS = ["temperature", "top_p", "top_k", "max_new_tokens", "thinking", "en
 FLAGS = dict(  # training flags that a row names if most runs differ, unless the label has this text in it
     log_ratio_clip="clip", threshold="threshold", weight_norm="norm", batch_size="batch", beta="beta", entry_clip="/",
     prefix_tokens="/", variant="/", learning_rate="/", max_steps="/", lora_r="/", temperature="/")  # fmt: skip
+TOP_SHARES = (10, 1, 0.1)  # percent of the tokens, those with the largest log-ratios
 TRAINING = "divergence rollout_accuracy truncation_rate key_token_share weight_max effective_sample_size".split()
 FINDERS = dict(  # scores of a rollout; the column auc_... tells how well each finds the incorrect rollouts
     weight="ReNIO's weight", mean_log_ratio="mean log-ratio over all tokens", max_log_ratio="largest log-ratio",
@@ -1038,24 +994,23 @@ def training_columns(folder):
         columns |= {name: metrics[name].mean() for name in TRAINING if name in metrics}
         columns |= dict(train_minutes=metrics.seconds.sum() / 60, seconds_per_step=metrics.seconds[1:].mean())
     rollouts = read_lines(folder / "rollouts.jsonl")
-    return columns | (rollout_columns(rollouts) if "renio_weight" in rollouts else {})
-
-
-def rollout_columns(rollouts):
-    """How much of the rollouts and of the weight is incorrect; what finds it; the teacher's entropy by weight."""
+    if "renio_weight" not in rollouts:
+        return columns
     weight, entropy = rollouts.renio_weight, rollouts.teacher_entropy
     finders = dict(weight=weight, entropy=entropy, length=rollouts.completion.map(len), key_tokens=rollouts.key_tokens)
     finders |= dict(mean_log_ratio=rollouts.log_ratios.map(np.mean), max_log_ratio=rollouts.log_ratios.map(max))
     finders |= dict(student=-rollouts.student_logprob, teacher=-rollouts.teacher_logprob)
     graded = rollouts.correct.notna()
     steps, incorrect = rollouts.step[graded], ~rollouts.correct[graded].astype(bool)
-    columns = {f"auc_{name}": auc_within_batch(steps, values[graded], incorrect) for name, values in finders.items()}
+    columns |= {f"auc_{name}": auc_within_batch(steps, values[graded], incorrect) for name, values in finders.items()}
     share = weight[graded] / weight[graded].groupby(steps).transform("sum")  # Eq. 8: each batch has the same weight
     columns["incorrect_rollouts"] = 100 * incorrect.mean()
     columns["incorrect_weight"] = 100 * share[incorrect].sum() / share.sum()
     clipped = weight >= 0.999 * weight.max()  # of clipped weights the last digits differ
     groups = {"1": weight == 1, "between": (weight > 1) & ~clipped, "clipped": (weight > 1) & clipped}
     columns |= {f"entropy_{name}": entropy[group].mean() for name, group in groups.items()}
+    log_ratios = np.concatenate(rollouts.log_ratios.to_list())
+    columns |= {f"log_ratio_{share}": np.percentile(log_ratios, 100 - share) for share in TOP_SHARES}
     return columns | dict(entropy_rho=weight.rank().corr(entropy.rank()))  # Spearman's
 
 
@@ -1197,36 +1152,31 @@ CLAIMS = [  # the claim, the target of run_all.sh that tests it, the label that 
     ("sample beats token weights (Table 8)", "table8", "opsd+renio", "opsd+st_token"),
     ("incorrect rollouts teach OPSD more (Figure 1)", "figure1", "opsd-incorrect", "opsd-correct"),
     ("incorrect rollouts teach OPD more (Figure 1)", "figure1", "opd-incorrect", "opd-correct"),
-    ("high weight, low teacher entropy, OPSD (Figure 5)", "main", "opsd", None),
-    ("high weight, low teacher entropy, OPD (Figure 5)", "main", "opd", None),
+    ("high weight, low teacher entropy, OPSD (Figure 5)", "main", "opsd", ""),
+    ("high weight, low teacher entropy, OPD (Figure 5)", "main", "opd", ""),
 ]
-GAINS = [("+renio" + tail, tail) for tail in ("", "@*", "-batch128", "-beta0.5", "-beta1", "-privileged")]
-CONTROLS = [*GAINS, ("+correctness", ""), ("+renio_shuffled", ""), ("+renio_shuffled-batch128", "-batch128")]
-
-
-def paper_tables():
-    """The report's tables: (title, target, rows for table_lines)."""
-    lengths, arms, controls = [], [], []
-    for method in DISTILLATIONS:
-        for tail in ("@*", ""):
-            lengths += [(method + tail, None), (f"{method}+renio{tail}", method + tail)]
-        for tail in ("", "-mixed"):
-            arms += [(f"{method}-correct{tail}", None), (f"{method}-incorrect{tail}", f"{method}-correct{tail}")]
-        controls += [(method, None), *((method + tail, method + other) for tail, other in CONTROLS)]
-    first = [("base", None), *((label, "base") for label in METHODS[1:])]
-    parts = [(f"opd{tail}", "opd+renio") for tail in ("+renio-noclip", "+renio-nothreshold", "+renio-nonorm", "")]
-    weights = [(f"opsd{tail}", "opsd+renio") for tail in ("+ts_sample", "+st_token", "")]
-    tails = ("", "-clip2.0", "-clip2.5", "-clip3.0", "-threshold0.6", "-threshold1.0")
-    sweeps = [("opd", None), *((f"opd+renio{tail}", "opd") for tail in tails)]
-    return [
-        ("Tables 1 and 2: methods, compared with the base", "main", first),
-        ("Table 3: two lengths of rollouts, ReNIO compared with plain", "table3", lengths),
-        ("Table 4: parts of the weight, compared with opd+renio", "table4", [("opd+renio", None), *parts]),
-        ("Table 8: other weights, compared with opsd+renio", "table8", [("opsd+renio", None), *weights]),
-        ("Figure 1: incorrect rollouts, compared with correct ones", "figure1", arms),
-        ("Figure 6: clip and threshold (opd+renio: 3.0 and 0.8), compared with opd", "figure6", sweeps),
-        ("Controls, compared with the same run without a weight", "controls", controls),
-    ]
+TABLES = """
+main | Tables 1 and 2: methods, compared with the base | base grpo:base opsd:base opsd+renio:base opd:base opd+renio:base
+table3 | Table 3: two lengths of rollouts, ReNIO compared with plain | opsd@* opsd+renio@*:opsd@* opsd opsd+renio:opsd
+ opd@* opd+renio@*:opd@* opd opd+renio:opd
+table4 | Table 4: parts of the weight, compared with opd+renio | opd+renio opd+renio-noclip:opd+renio
+ opd+renio-nothreshold:opd+renio opd+renio-nonorm:opd+renio opd:opd+renio
+table8 | Table 8: other weights, compared with opsd+renio | opsd+renio opsd+ts_sample:opsd+renio
+ opsd+st_token:opsd+renio opsd:opsd+renio
+figure1 | Figure 1: incorrect rollouts, compared with correct ones | opsd-correct opsd-incorrect:opsd-correct
+ opsd-correct-mixed opsd-incorrect-mixed:opsd-correct-mixed opd-correct opd-incorrect:opd-correct
+ opd-correct-mixed opd-incorrect-mixed:opd-correct-mixed
+figure6 | Figure 6: clip and threshold (opd+renio: 3.0 and 0.8), compared with opd | opd opd+renio:opd
+ opd+renio-clip2.0:opd opd+renio-clip2.5:opd opd+renio-clip3.0:opd opd+renio-threshold0.6:opd opd+renio-threshold1.0:opd
+"""  # the target of run_all.sh, the title, and the rows: a label, or a label and the one that it is compared with
+CONTROLS = """METHOD METHOD+renio:METHOD METHOD+correctness:METHOD METHOD+renio_shuffled:METHOD
+ METHOD+renio@*:METHOD@* METHOD+renio-batch128:METHOD-batch128 METHOD+renio_shuffled-batch128:METHOD-batch128
+ METHOD+renio-beta0.5:METHOD-beta0.5 METHOD+renio-beta1:METHOD-beta1 METHOD+renio-privileged:METHOD-privileged"""
+for _method in DISTILLATIONS:
+    _title = f"Controls, {_method.upper()}: compared with the same run without a weight"
+    TABLES += f"controls | {_title} | {CONTROLS.replace('METHOD', _method)}\n"
+TABLES = [line.split(" | ") for line in TABLES.replace("\n ", " ").strip().split("\n")]
+TABLES = [(target, title, [row.partition(":")[::2] for row in rows.split()]) for target, title, rows in TABLES]
 
 
 def run_values(scores, label, column):
@@ -1246,9 +1196,8 @@ def scorecard(scores, tables, student):
             gains[0] = -run_values(scores, label, "entropy_rho")
         if interval(gains[0]):
             p_values[number] = interval(gains[0])[2]
-        claims.append(
-            dict(claim=text, target=target, paper=paper, gains=gains, verdict=verdict(gains[0]), stands=False)
-        )
+        claim = dict(claim=text, target=target, paper=paper, gains=gains, verdict=verdict(gains[0]))
+        claims.append(claim | dict(stands=False))
     for rank, number in enumerate(sorted(p_values, key=p_values.get)):  # Holm 1979
         if p_values[number] > 0.05 / (len(p_values) - rank):
             break
@@ -1257,21 +1206,18 @@ def scorecard(scores, tables, student):
 
 
 def paper_texts(scores, student, label, other, task="math", lengths=False):
-    """The paper's score of a label and its difference to another label, as texts; empty if the paper has none.
-
-    The paper's main rollouts are its short ones. Where ours are the long ones, METHOD@* stands for the short ones.
-    """
+    """The paper's score of a label and its difference to another label, as texts; empty if the paper has none."""
+    # the paper's main rollouts are its short ones; where ours are the long ones, METHOD@* stands for the short ones
     swapped = scores.prefix_tokens[scores.label.str.endswith("@*")].max() < 1024
     published, values = PUBLISHED.get((student, task), PUBLISHED["Qwen3-1.7B", task]), []
-    for name in (label, other or ""):
+    for name in (label, other):
         if name.endswith("@*"):
             name = name.replace("@*", "" if swapped else "@4096")
         elif lengths and swapped:
             name += "@4096"
         values.append(published.get(name, math.nan))
-    return [
-        text.replace("+nan", "").replace("nan", "") for text in (f"{values[0]:.2f}", f"{values[0] - values[1]:+.2f}")
-    ]
+    texts = f"{values[0]:.2f}", f"{values[0] - values[1]:+.2f}"
+    return ["" if "nan" in text else text for text in texts]
 
 
 def markdown_table(header, rows):
@@ -1301,8 +1247,8 @@ def row_name(scores, label):
     return f"{label} ({'; '.join(texts)})" if texts else label
 
 
-def table_lines(scores, tables, student, title, target, rows, task="math"):
-    """A table of the paper with our scores, over the seeds that all rows have. rows: (label, label to compare with)."""
+def table_lines(scores, tables, student, target, title, rows, task="math"):
+    """A table of the paper with our scores, over the seeds that all rows have."""
     shown = [row for row in rows if row[0] in tables["sampled"]]
     labels = [label for label, _ in shown]
     seeds = tables["sampled"][labels].dropna().index if labels else []
@@ -1327,12 +1273,13 @@ def table_lines(scores, tables, student, title, target, rows, task="math"):
 
 
 def rollout_lines(scores):
-    """The section on what finds incorrect rollouts, and on the teacher's entropy (the paper's Figure 5)."""
+    """The section on what finds incorrect rollouts, and on the paper's Figures 3 and 5."""
     if "auc_weight" not in scores:
         return []
     columns = [(name, f"auc_{key}", ".3f") for key, name in FINDERS.items()]
     columns += [(f"teacher's entropy, weight {name}", f"entropy_{name}", ".2f") for name in ("1", "between", "clipped")]
-    rows = [[name, *(cell(run_values(scores, m, x), form, 9) for m in DISTILLATIONS)] for name, x, form in columns]
+    columns += [(f"log-ratio above which {x} % of tokens are", f"log_ratio_{x}", ".2f") for x in TOP_SHARES]
+    rows = [[name, *(cell(run_values(scores, m, x), form, 99) for m in DISTILLATIONS)] for name, x, form in columns]
     title = "## How well do simpler scores find incorrect rollouts?"
     return [title, *markdown_table(["in plain runs", "OPSD", "OPD"], rows), NOTES["rollouts"], ""]
 
@@ -1345,10 +1292,10 @@ def gain_text(table, tail="+renio", other=""):
 
 def findings(scores, tables, claims):
     """What came out, in a few sentences made from the numbers."""
-    names = ("incorrect_rollouts", "incorrect_weight", "auc_weight")
-    shares = dict(zip(names, (run_values(scores, "opd", name) for name in names), strict=True))
-    found = len(shares["auc_weight"]) > 0
-    sentences = [NOTES["finds"].format(**{name: values.mean() for name, values in shares.items()})] if found else []
+    names, sentences = ("incorrect_rollouts", "incorrect_weight", "auc_weight"), []
+    shares = {name: run_values(scores, "opd", name) for name in names}
+    if len(shares["auc_weight"]):
+        sentences.append(NOTES["finds"].format(**{name: values.mean() for name, values in shares.items()}))
     for text, decoding, *tails in (
         ("At temperature 1 ReNIO gains {} points over plain distillation.", "sampled"),
         ("Greedily it gains {}.", "greedy"),
@@ -1359,7 +1306,7 @@ def findings(scores, tables, claims):
     ):
         gains = gain_text(tables[decoding], *tails)
         sentences += [text.format(gains)] if gains else []
-    pairs = [(m + tail, m + other) for m in DISTILLATIONS for tail, other in GAINS]
+    pairs = {row for _, _, rows in TABLES for row in rows if row[0].replace("+renio", "") == row[1]}
     for decoding, name in DECODINGS.items():
         gains = [gain.mean() for gain in (difference(tables[decoding], *pair) for pair in pairs) if len(gain)]
         sentences += [f"{name}: above 0 in {sum(gain > 0 for gain in gains)} of {len(gains)}."] if gains else []
@@ -1378,7 +1325,7 @@ NOTES = {
     "token, on rollouts by ReNIO's weight.",
     "arith": "These are toy models: 0.37 million weights (student) and 0.64 million (teacher). Answers have about 23 "
     "tokens, and one incorrect digit makes an answer incorrect; this makes a high AUC likely. All weights are trained, "
-    "with warm-up and linear decay; the paper trains LoRA at a constant rate. The recipe was fixed on seeds 100 to 103. "
+    "with warm-up and linear decay; the paper trains LoRA at a constant rate. The recipe comes from seeds 100 to 103. "
     "But seeds 0 and 1 were seen before answers lost a last line, which OPD got incorrect, most often with ReNIO. ",
     "products": "The student is SmolLM2-135M-Instruct, from 4-bit weights if tests/make_smollm2.py made it. The "
     "teacher is the same model, fine-tuned. All seeds share both. Rates decay linearly. ",
@@ -1391,10 +1338,7 @@ NOTES = {
 
 
 def report(folder, labels=()):
-    """Write report.md, tables.md, scores.csv and figures into a folder, or into the folder of each of its students.
-
-    labels: the rows to print in the terminal; all if there are none.
-    """
+    """Write report.md, tables.md, scores.csv and figures into a folder or each of its students'; print some labels."""
     renio.need(folder.is_dir(), f"report {folder}: there is no such folder")
     students = [path for path in sorted(folder.iterdir()) if any(path.glob("seed*")) or any(path.glob("scores.csv"))]
     one_seed, paths = False, [folder] if any(folder.glob("seed*")) or not students else students
@@ -1406,8 +1350,8 @@ def report(folder, labels=()):
         tables = {decoding: by_seed(scores, decoding) for decoding in DECODINGS}
         figures = draw_figures(path, scores, tables)
         (path / "report.md").write_text("\n".join(report_lines(path.name, scores, tables, figures)), encoding="utf-8")
-        (path / "tables.md").write_text("\n".join(tables_lines(scores, figures)), encoding="utf-8")
-        for row in score_rows(scores, labels or in_order(scores.label)):
+        (path / "tables.md").write_text("\n".join(tables_lines(scores)), encoding="utf-8")
+        for row in score_rows(scores, labels):
             print("".join(f"{text:<26}" for text in row).rstrip())
         for decoding, name in DECODINGS.items():
             gains = gain_text(tables[decoding])
@@ -1421,11 +1365,6 @@ def report(folder, labels=()):
         print(f"python eval.py show {run}")
 
 
-def in_order(labels):
-    """Labels, the main methods first."""
-    return sorted(set(labels), key=lambda label: (label not in METHODS, label))
-
-
 def report_lines(name, scores, tables, figures):
     """The lines of report.md."""
     claims = scorecard(scores, tables, name)
@@ -1435,10 +1374,10 @@ def report_lines(name, scores, tables, figures):
         lines += [f'**One seed: no verdict.** More: `SEEDS="0 1 2" bash run_all.sh {targets or "main"}`.', ""]
     lines += figures.get("headline", []) + scorecard_lines(scores, claims)
     code = {decoding: by_seed(scores, decoding, "code") for decoding in DECODINGS}
-    for title, target, rows in paper_tables():
-        lines += table_lines(scores, tables, name, title, target, rows)
+    for target, title, rows in TABLES:
+        lines += table_lines(scores, tables, name, target, title, rows)
         if target == "main" and len(code["sampled"]):
-            lines += table_lines(scores, code, name, f"{title}, code", target, rows, task="code")
+            lines += table_lines(scores, code, name, target, f"{title}, code", rows, task="code")
         lines += figures.get("scores" if target == "main" else target, [])
     lines += rollout_lines(scores) + figures.get("rollouts", [])
     text = "".join(NOTES[benchmark] for benchmark in ("arith", "products") if benchmark in set(scores.benchmark))
@@ -1448,8 +1387,9 @@ def report_lines(name, scores, tables, figures):
     return [*lines, "## How far to trust this", "", text + NOTES["trust"]]
 
 
-def score_rows(scores, labels):
-    """A header, and a row a label: its score on each benchmark and decoding, over all of its seeds."""
+def score_rows(scores, labels=()):
+    """A header, and a row a label (default: all): its score on each benchmark and decoding, over all of its seeds."""
+    labels = labels or sorted(set(scores.label), key=lambda label: (label not in METHODS, label))
     columns = scores[scores["last"]].groupby(["benchmark", "decoding"], sort=False)
     rows = [["method", *(f"{benchmark}, {DECODINGS[decoding]}" for (benchmark, decoding), _ in columns)]]
     for label in [label for label in labels if label in set(scores.label)]:
@@ -1462,10 +1402,10 @@ def score_rows(scores, labels):
     return rows
 
 
-def tables_lines(scores, figures):
+def tables_lines(scores):
     """The lines of tables.md: scores, lengths, errors and training of every method, over all of its seeds."""
     last = scores[scores["last"]]
-    header, *rows = score_rows(scores, in_order(last.label))
+    header, *rows = score_rows(scores)
     rows = [[row_name(scores, label), str(last.seed[last.label == label].nunique()), *texts] for label, *texts in rows]
     lines = ["# All runs", *markdown_table([header[0], "seeds", *header[1:]], rows), NOTES["tables"], ""]
     answers = ["benchmark", "decoding"], "tokens truncated boxed markers taught_error gap_error".split()
@@ -1474,10 +1414,17 @@ def tables_lines(scores, figures):
         means = last.groupby(["label", *keys])[[name for name in columns if name in last]].mean().dropna(how="all")
         rows = [[*index, *(f"{x:.4g}" for x in row)] for index, row in zip(means.index, means.values, strict=True)]
         lines += [f"## {title}", *markdown_table(["method", *keys, *means.columns], rows)]
+    steps = scores[scores.label.isin(METHODS) & (scores.decoding == "sampled") & (scores.task == "math")]
+    steps = steps.pivot_table(index="label", columns=steps.step.fillna(0).astype(int), values="score")
+    rows = [
+        [label, *(f"{x:.1f}".replace("nan", "") for x in row)]
+        for label, row in zip(steps.index, steps.values, strict=True)
+    ]
+    lines += ["## Scores at temperature 1 by training step", *markdown_table(["step", *map(str, steps.columns)], rows)]
     for (benchmark, decoding, n), part in last.groupby(["benchmark", "decoding", "n"], sort=False):
         text = f"- {benchmark}, {DECODINGS[decoding]}: {part.problems.iloc[0]} problems, checksum"
         lines.append(f"{text} {part.checksum.iloc[0]}; answers a problem: {n}; {part.conditions.mode()[0]}")
-    return [*lines, "", *figures.get("steps", []), *figures.get("figure3", [])]
+    return [*lines, ""]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1550,23 +1497,6 @@ def draw_scores(folder, scores, tables, axes):
     return draw_points(axes[1], "ReNIO minus plain, paired by seed", "points", rows)
 
 
-def draw_steps(folder, scores, tables, axes):
-    axes[1].sharey(axes[0])
-    for axis, decoding in zip(axes, DECODINGS, strict=True):
-        rows = scores[(scores.decoding == decoding) & (scores.task == "math") & scores.label.isin(METHODS)]
-        means = rows.groupby([rows.step.fillna(0), "label"]).score.mean().unstack()
-        lines = [means[x].fillna(means["base"]).dropna() for x in METHODS[1:] if "base" in means and x in means]
-        lines, place = sorted(lines, key=lambda line: line.iloc[-1]), -math.inf
-        for line in lines:
-            style = dict(color=COLOURS[line.name.split("+")[0]], linestyle="-" if "+" in line.name else "--")
-            axis.plot(line.index, line, marker="o", markersize=3.5, **style)
-            place = max(line.iloc[-1], place + 4.5)  # a name needs so many points
-            axis.text(line.index[-1] * 1.02, place, line.name, va="center", color=style["color"])
-        top = max(axis.get_ylim()[1], place + 3)
-        axis.set(title=DECODINGS[decoding], xlabel="training step", ylabel="percent correct", ylim=(None, top))
-    return max((len(line) for line in lines), default=0) > 1
-
-
 def draw_figure1(folder, scores, tables, axes):
     sampled, drawn = tables["sampled"], []
     axes[1].sharex(axes[0])
@@ -1575,17 +1505,6 @@ def draw_figure1(folder, scores, tables, axes):
         rows = [(x, sampled[x + tail].dropna().to_numpy(), x, "o") for x in labels if x + tail in sampled]
         drawn.append(draw_points(axis, title, "percent correct, temperature 1", rows))
     return all(drawn)
-
-
-def draw_figure3(folder, scores, tables, axes):
-    runs = {m: [read_lines(path) for path in sorted(folder.rglob(f"{m}/rollouts.jsonl"))] for m in DISTILLATIONS}
-    for axis, (method, rollouts) in zip(axes, runs.items(), strict=True):
-        values = np.concatenate([[], *(rows.log_ratios.explode() for rows in rollouts)]).astype(float)
-        axis.hist(values, bins=np.linspace(-4, 10, 85), color=COLOURS[method], log=True)
-        axis.axvline(0.8, color=GREY, linestyle="--")
-        share = f"{100 * np.mean(values > 0.8):.1f} % of {len(values):,} tokens above 0.8" if rollouts else "not run"
-        axis.set(xlabel="log-ratio, student to teacher", ylabel="tokens", title=f"{method.upper()}: {share}")
-    return any(runs.values())
 
 
 def draw_rollouts(folder, scores, tables, axes):
@@ -1602,14 +1521,11 @@ def draw_rollouts(folder, scores, tables, axes):
         operations = rollout.problem.split()[1::2]
         for column, operation in enumerate(operations):
             place = words.index(operation) + 1 if operation in words[:-1] else -1
-            ratio, box = rollout.log_ratios[place], dict(boxstyle="round", facecolor="none", edgecolor=COLOURS["opsd"])
-            result = words[place] if place > 0 else "–"
-            axis.text(column, 0, operation, ha="center", va="center")
-            axis.text(column, 1, result, bbox=box if ratio > 0.8 else None, ha="center", va="center")
-            axis.text(
-                column, 1.45, f"{math.exp(ratio):.0f}×" if ratio > 0.8 else "", size=8.5, ha="center", va="center"
-            )
-            axis.text(column, 2, str(renio.result_of(operation)), ha="center", va="center")
+            is_key, ratio = rollout.log_ratios[place] > 0.8, f"{math.exp(rollout.log_ratios[place]):.0f}×"
+            texts = {0: operation, 1: words[place], 2: str(renio.result_of(operation)), 1.45: ratio if is_key else ""}
+            for y, text in texts.items():
+                box = dict(boxstyle="round", facecolor="none", edgecolor=COLOURS["opsd"]) if y == 1 and is_key else None
+                axis.text(column, y, text, bbox=box, ha="center", va="center", size=8.5 if y == 1.45 else 10)
         axis.set(xlim=(-1.4, len(operations)), ylim=(2.6, -0.6), title=f"ReNIO's weight: {rollout.renio_weight:.1f}")
         axis.axis("off")
     return all(map(len, chosen))
@@ -1618,9 +1534,7 @@ def draw_rollouts(folder, scores, tables, axes):
 FIGURES = {  # function: caption
     draw_headline: "Who gets the weight, and what it buys over plain distillation at temperature 1.",
     draw_scores: "Scores, and what ReNIO adds. A grey dot is a seed. Bars are 95 % intervals over seeds.",
-    draw_steps: "Scores during training, means over seeds. Step 0 is the base. Dashed: without ReNIO.",
     draw_figure1: "Figure 1: training on correct or on incorrect rollouts only. Left as in the paper.",
-    draw_figure3: "Figure 3: log-ratios of the student's tokens in plain runs.",
     draw_rollouts: "An incorrect and a correct rollout. Framed: key tokens. N×: N times likelier to the student.",
 }
 
@@ -1638,15 +1552,15 @@ SCALES["one"]["code"] = SCALES["paper"]["code"] = ["humaneval+", "mbpp+"]  # wit
 SCALES["paper"]["decoding"] = ["sampled"]
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise renio.UserError(f"{message} (--help lists the flags)")
+def refuse_flags(message):
+    raise renio.UserError(f"{message} (--help lists the flags)")
 
 
 def make_parser():
     """The parser of the flags of an evaluation."""
     usage, layout = "eval.py --scale SCALE --model MODEL --output RUN/eval.json", argparse.RawDescriptionHelpFormatter
-    parser = Parser("eval.py", usage, __doc__, formatter_class=layout, allow_abbrev=False)
+    parser = argparse.ArgumentParser("eval.py", usage, __doc__, formatter_class=layout, allow_abbrev=False)
+    parser.error = refuse_flags
     add = parser.add_argument_group("models").add_argument
     add("--model", help="folder or hub name; the folder of an adapter stands for the adapter on its base model")
     add("--adapter", type=os.path.normpath, help="folder of a peft adapter for --model")
@@ -1697,7 +1611,7 @@ def parse_args(argv):
             setattr(args, flag, scale[flag])
     for flag in ("n", "limit", "max_new_tokens", "batch_size", "temperature", "top_p"):
         value = getattr(args, flag)
-        need(value is None or value > 0, f"--{flag} {value}: it must be above 0 (greedy: --decoding greedy)")
+        need(value is None or value > 0, f"--{flag} {value}: not above 0 (--decoding greedy is greedy)")
     args.decoding = [decoding for decoding in DECODINGS if decoding in args.decoding]
     if args.engine == "vllm":
         renio.need_vllm("--engine")
@@ -1730,7 +1644,7 @@ def main(argv=None):
                 kept = "; finished answers are kept, and the same command goes on from there"
                 evaluate(parse_args(words))
     except ModuleNotFoundError as error:
-        sys.exit(f"eval.py: the package {error.name} is not installed: {SET_UP}")
+        sys.exit(f"eval.py: the package {error.name} is not installed; run `bash run_all.sh setup`")
     except KeyboardInterrupt:
         sys.exit(f"eval.py: interrupted{kept}")
     except OSError as error:
