@@ -9,9 +9,8 @@
     python eval.py compare A0.json A1.json vs B0.json B1.json       # B minus A, paired by training seed
     python eval.py report results/micro                             # write report.md from every eval.json in it
 
-Every answer is appended to answers.jsonl as soon as it ends. After a kill the same command samples only the answers
-that are missing. eval.json is made from answers.jsonl. To grade the answers again, remove eval.json. To sample them
-again, remove both files. Models, prompts, sampling and the math grader are in renio.py.
+Every answer is appended to answers.jsonl as soon as it ends. After a kill the same command samples the missing answers.
+To grade the answers again, remove eval.json; to sample them again, remove both files. renio.py holds the math grader.
 """
 
 import argparse
@@ -44,11 +43,17 @@ from collections import Counter, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-if sys.argv[1:] != ["judge"]:  # the judge of a program starts faster without torch
-    import renio
+try:
+    import numpy as np
+    from tqdm import tqdm
 
-import numpy as np
-from tqdm import tqdm
+    if sys.argv[1:] != ["judge"]:  # the judge of a program starts faster without these
+        import pandas as pd
+        from scipy import stats
+
+        import renio
+except ModuleNotFoundError as error:
+    sys.exit(f"eval.py: {error}; run `bash run_all.sh setup`, then `source .venv/bin/activate`")
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Benchmarks.
@@ -76,8 +81,7 @@ def benchmark_of(name):
     """The Benchmark of this name. A file of the user is a math benchmark."""
     if Path(name).suffix in (".json", ".jsonl", ".gz", ".parquet", ".csv"):
         return Benchmark("math", "", name, "", "", "")
-    known = f"known are {', '.join(BENCHMARKS)}, and .jsonl, .json, .parquet and .csv files"
-    renio.need(name in BENCHMARKS, f"--benchmarks {name}: unknown; {known}")
+    renio.need(name in BENCHMARKS, f"--benchmarks {name}: neither a .jsonl file nor one of {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
 
 
@@ -139,7 +143,8 @@ def evaluate(args):
             renio.check_folder(name)
     problems = {name: load_benchmark(name, args.data_dir, limit) for name, limit in benchmark_limits(args).items()}
     settings = {flag: getattr(args, flag) for flag in [*COMPARED, "scale", "batch_size"]}
-    settings["checksums"] = {name: checksum(rows) for name, rows in problems.items()}
+    checksums = {name: hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] for name, rows in problems.items()}
+    settings["checksums"] = checksums  # two scores can be compared if these are the same
     models = models_of(args)
     if scored_steps(args, settings) >= models.keys():
         return print(f"{args.output} is there, skipped (remove it to grade its answers again)")
@@ -157,9 +162,9 @@ def evaluate(args):
         groups.setdefault(key[:3], []).append(answers[key])
     results = [score(*group, problems[group[1]], given) for group, given in groups.items()]
     for r in results:
-        name = args.label if r["step"] is None else f"{args.label} step {r['step']}"
-        text = f"{name}, {r['benchmark']}, {DECODINGS[r['decoding']]}: {100 * r['avg']:.1f} % correct"
-        print(f"{text}, {r['length']:.1f} tokens an answer, {100 * r['truncation_rate']:.1f} % cut off")
+        step = "" if r["step"] is None else f", step {r['step']}"
+        scores = f"{100 * r['avg']:.1f} % correct, {r['length']:.1f} tokens an answer"
+        print(f"{args.label}{step}, {r['benchmark']}, {DECODINGS[r['decoding']]}: {scores}")
     run = dict(label=args.label, train_seed=args.train_seed, settings=settings, results=results)
     renio.write_json(args.output, run)
     print(f"wrote {args.output}")
@@ -168,8 +173,7 @@ def evaluate(args):
 def models_of(args):
     """The models to score: {step: (model, adapter or None)}. An adapter without --model goes on its base model."""
     folders = {None: args.adapter or args.model}
-    message = f"--adapter {args.adapter}: it holds no adapter_config.json"
-    renio.need(not args.adapter or renio.adapter_base(args.adapter), message)
+    renio.need(not args.adapter or renio.adapter_base(args.adapter), f"--adapter {args.adapter}: not an adapter")
     if args.checkpoints:
         folders = {renio.step_of(folder): str(folder) for folder in reversed(renio.checkpoints(Path(args.checkpoints)))}
     renio.need(folders, f"--checkpoints {args.checkpoints}: it holds no checkpoint-N")
@@ -180,12 +184,6 @@ def models_of(args):
             base = args.model
         models[step] = (base, folder) if base else (folder, None)
     return models
-
-
-def checksum(rows):
-    """A short name for these problems. Two scores can be compared if it is the same."""
-    text = json.dumps([[row["problem"], row["answer"], *([row["test"]] if "test" in row else [])] for row in rows])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def scored_steps(args, settings):
@@ -341,8 +339,6 @@ def score(step, name, decoding, rows, answers):
     correct = [sum(verdict.passed for verdict in verdicts[i : i + n]) for i in range(0, len(verdicts), n)]
     scores = dict(step=step, benchmark=name, decoding=decoding, n=n, avg=sum(correct) / len(answers))
     scores["per_problem"] = [count / n for count in correct]
-    for k in sorted({2, 4, 8, n} & set(range(2, n + 1))):  # Chen et al. 2021, Eq. 1
-        scores[f"pass@{k}"] = mean(1 - math.comb(n - c, k) / math.comb(n, k) for c in correct)
     scores["length"] = mean(answer["tokens"] for answer in answers)
     scores["truncation_rate"] = mean(answer["truncated"] for answer in answers)
     scores["format_rate"] = mean(renio.extract_boxed(text) is not None for text, _ in graded)
@@ -431,16 +427,14 @@ def shaded(tokenizer, ids, log_ratios, threshold, colour, most=300):
 # neither start nor signal a process. Only plain values come back: numbers, strings, None and containers of them.
 # A warning names missing protection: before Linux 6.12, or without user namespaces, a program can learn whether a path
 # exists; before 5.13 it can read files. Other systems limit only processor time, file size and open files.
-# The rules are those of evalplus's HEAD. The paper used 0.3.1, which never passes HumanEval/32 (0.61 points of
-# HumanEval+), allows some tests 1 s instead of 4, and leaves terminal escapes in answers. Five inputs of MBPP+/255 are
-# left out here: their answers hold 6 to 128 million strings.
+# The rules are those of evalplus's HEAD (26d6d00). The paper used 0.3.1, which never passes HumanEval/32 (0.6 points),
+# allows some tests 1 s instead of 4, and leaves terminal escapes in answers. Five inputs of MBPP+/255 are left out.
 
 
 def grade_code(row, completion, timeout=60.0):
-    """Whether the program in a model's text passes all tests, base and plus, of a row of HumanEval+ or MBPP+.
+    """The Verdict on the program in a model's text: does it pass all tests of a row of HumanEval+ or MBPP+?
 
-    row: all columns. timeout: seconds of processor time for all tests; by the clock, five times as many. One test may
-    take 4 seconds, or four times as long as the reference solution if that is more. Returns a Verdict.
+    timeout: seconds of processor time for all tests; by the clock, five times as many.
     """
     job = json.dumps(dict(row=row, completion=completion, timeout=timeout))
     command, pipe = [sys.executable, __file__, "judge"], subprocess.PIPE
@@ -457,15 +451,12 @@ def grade_code(row, completion, timeout=60.0):
     except ValueError:  # a result can exhaust the judge's memory or processor time
         lines = errors.strip().splitlines() or [f"exit status {process.returncode}"]
         return Verdict(False, f"the judge ended without a verdict: {lines[-1]}")
-    warn_of_missing(tuple(missing))
+    if missing:
+        print_once(f"warning: code runs without {', '.join(missing)} (Linux 6.12 has all)", file=sys.stderr)
     return Verdict(passed, reason)
 
 
-@functools.cache  # warns once
-def warn_of_missing(missing):
-    if missing:
-        print(f"warning: code runs without {', '.join(missing)}; Linux 6.12 with namespaces has all", file=sys.stderr)
-
+print_once = functools.cache(print)
 
 # How to find the program in an answer. Terminal escapes are removed: links and titles (OSC), colours (CSI), others.
 ESCAPE = re.compile(r"\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]")
@@ -475,16 +466,13 @@ NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast.
 
 
 def solution_program(row, completion):
-    """The program in an answer, or None. For HumanEval+ the lines above the prompt's function come before it.
-
-    It is the last fenced block that parses and defines the tested function, or else the last such lines between prose,
-    or else (HumanEval+) a body of the prompt's function. The text after the thinking is searched first.
-    """
+    """The program in an answer, or None: the last fenced block that parses and defines the tested function, or else the
+    last such lines between prose, or else (HumanEval+) a body of the prompt's function."""
     name = tested_function(row)
     prompt = row["prompt"] if "entry_point" in row else ""
     above = re.split(rf"^def {name}\b", prompt, flags=re.MULTILINE)[0]
     thinking, _, final = ESCAPE.sub("", completion).replace("\r\n", "\n").rpartition("</think>")
-    for text in (final, thinking):
+    for text in (final, thinking):  # the text after the thinking comes first
         blocks = fenced_blocks(text)
         programs = [f"{above}\n{code}" for code in (*blocks, *parsable_stretches(text)) if name in code]
         if prompt:
@@ -559,8 +547,6 @@ def names_in(source):
         tables += table.get_children()
     return bound, {symbol.get_name() for table in tables for symbol in table.get_symbols() if symbol.is_global()}
 
-
-# The judge. Its rules, task lists and limits are those of evalplus's HEAD (26d6d00, github.com/evalplus/evalplus).
 
 SET_TASKS = ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum")
 SET_TASKS += ("intersection_array", "find_dissimilar", "Diff")  # order and repetition don't count
@@ -901,7 +887,7 @@ def filter_system_calls():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Scores as one DataFrame. pandas, scipy and matplotlib are imported where they are used, so that the judge starts fast.
+# Scores as one DataFrame.
 
 UNTRAINED = ["base", "base-with-solution", "teacher"]  # labels of models that several runs share
 DECODINGS = {"sampled": "temperature 1", "greedy": "greedy"}
@@ -909,7 +895,6 @@ CONDITIONS = ["temperature", "top_p", "top_k", "max_new_tokens", "thinking", "en
 FLAGS = dict(  # training flags that a row names if most runs differ, unless the label has this text in it
     log_ratio_clip="clip", threshold="threshold", weight_norm="norm", batch_size="batch", beta="beta", entry_clip="/",
     prefix_tokens="/", variant="/", learning_rate="/", max_steps="/", lora_r="/", temperature="/")  # fmt: skip
-TOP_SHARES = (10, 1, 0.1)  # percent of the tokens, those with the largest log-ratios
 TRAINING = "divergence rollout_accuracy truncation_rate key_token_share weight_max effective_sample_size".split()
 FINDERS = dict(  # scores of a rollout; the column auc_... tells how well each finds the incorrect rollouts
     weight="ReNIO's weight", mean_log_ratio="mean log-ratio over all tokens", max_log_ratio="largest log-ratio",
@@ -919,8 +904,6 @@ FINDERS = dict(  # scores of a rollout; the column auc_... tells how well each f
 
 def read_scores(folder):
     """Every eval.json below a folder as a DataFrame: a row a run, step, benchmark and decoding. Else its scores.csv."""
-    import pandas as pd
-
     paths, table = sorted(folder.rglob("eval.json")), folder / "scores.csv"
     if table.exists() and not paths:  # published results
         return pd.read_csv(table, dtype=dict(settings=str)).fillna(dict(settings=""))
@@ -930,24 +913,21 @@ def read_scores(folder):
         columns = training_columns(path.parent)
         rows += [row | columns for row in read_evaluation(path)]
     scores = pd.DataFrame(rows)
-    repeated = scores[scores.duplicated(["label", "seed", "step", "benchmark", "decoding"])]
-    for label, seed in repeated[["label", "seed"]].values:
-        raise renio.UserError(f"report {folder}: two runs are called {label} with seed {seed}; move one elsewhere")
+    repeated = scores[scores.duplicated(["label", "seed", "step", "benchmark", "decoding"])].label.unique()
+    renio.need(not len(repeated), f"report {folder}: two runs of one seed are called {', '.join(repeated)}; move one")
     scores["task"] = ["code" if name in ("humaneval+", "mbpp+") else "math" for name in scores.benchmark]
     last = scores.groupby(["label", "seed", "task"]).step.transform("max")
     scores["last"] = scores.step.isna() | (scores.step == last)
     scores["settings"] = unusual_settings(scores)
     scores["conditions"] = scores.conditions.where(scores["last"], "")  # a long text, the same at each step
-    if scores.seed.nunique() == 1:
-        scores[["low", "high"]] = [100 * np.array(bootstrap(values)) for values in scores.per_problem]
     return scores.drop(columns=["per_problem", "flags"])
 
 
 def read_evaluation(path):
     """The entries of an eval.json as dicts, a row of the DataFrame each. Shares are in percent."""
     renio.need(path.exists(), f"{path}: there is no such file")
-    shares = dict(score="avg", truncated="truncation_rate", boxed="format_rate", taught_error="taught_error")
-    rows, shares["gap_error"] = [], "gap_error"
+    shares, rows = dict(score="avg", truncated="truncation_rate", boxed="format_rate"), []
+    shares |= dict(taught_error="taught_error", gap_error="gap_error")
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
         settings = run["settings"]
@@ -979,8 +959,6 @@ def unusual_settings(scores):
 
 def read_lines(path):
     """The rows of a .jsonl file as a DataFrame, which is empty if there is no such file."""
-    import pandas as pd
-
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     return pd.DataFrame([json.loads(line) for line in text.splitlines()])
 
@@ -1009,8 +987,6 @@ def training_columns(folder):
     clipped = weight >= 0.999 * weight.max()  # of clipped weights the last digits differ
     groups = {"1": weight == 1, "between": (weight > 1) & ~clipped, "clipped": (weight > 1) & clipped}
     columns |= {f"entropy_{name}": entropy[group].mean() for name, group in groups.items()}
-    log_ratios = np.concatenate(rollouts.log_ratios.to_list())
-    columns |= {f"log_ratio_{share}": np.percentile(log_ratios, 100 - share) for share in TOP_SHARES}
     return columns | dict(entropy_rho=weight.rank().corr(entropy.rank()))  # Spearman's
 
 
@@ -1023,7 +999,7 @@ def auc_within_batch(steps, values, incorrect):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Statistics. Intervals are 95 %. Over training seeds they are Student's; within one run, a bootstrap over problems.
+# Statistics. Intervals are 95 %: Student's over training seeds, or a bootstrap over the problems of two runs.
 
 
 def by_seed(scores, decoding, task="math"):
@@ -1047,19 +1023,10 @@ def difference(table, label, other):
 
 def interval(values):
     """(low, high, p-value) of a mean over seeds; None for fewer than three seeds or seeds without spread."""
-    from scipy import stats
-
     if len(values) < 3 or np.ptp(values) == 0:
         return None
     test = stats.ttest_1samp(values, 0)
     return *test.confidence_interval(0.95), float(test.pvalue)
-
-
-def bootstrap(values):
-    """The interval of a mean over problems."""
-    from scipy import stats
-
-    return stats.bootstrap((values,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
 
 
 def verdict(gains):
@@ -1067,26 +1034,22 @@ def verdict(gains):
     ends = interval(gains)
     if ends is None:
         return ["not run", "one seed", "two seeds", "no spread"][min(len(gains), 3)]
-    if ends[0] <= 0 <= ends[1]:
-        return "no effect"
-    return "holds" if ends[0] > 0 else "opposite"
+    if ends[0] > 0:
+        return "holds"
+    return "opposite" if ends[1] < 0 else "no effect"
 
 
-def cell(values, form="+.1f", most=math.inf):
-    """A mean over seeds and its interval as text; both values of two seeds. most: for numbers between 0 and this."""
+def cell(values, form="+.1f"):
+    """A mean over seeds and its interval as text; of two seeds both values, since they have no interval."""
     if len(values) == 0:
         return "–"
     numbers = values if len(values) == 2 else [np.mean(values), *(interval(values) or ())[:2]]
-    if most < math.inf:
-        numbers = np.clip(numbers, 0, most)
     texts = [format(number, form).replace("-", "−") for number in numbers]
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else ", ".join(texts)
 
 
 def compare(words):
     """Print the gains of B over A. words: files A and B; or files of several seeds, "vs", files of several seeds."""
-    from scipy import stats
-
     seeds = "vs" in words
     place = words.index("vs") if seeds else 1
     sides = [words[:place], words[place + seeds :]]
@@ -1109,7 +1072,8 @@ def compare(words):
         if len(shared) == 1:
             gains = 100 * np.subtract(every[1]["per_problem"], every[0]["per_problem"])
             p_value = stats.permutation_test((gains,), np.mean, permutation_type="samples", rng=0).pvalue
-            ours = "{:+.1f} [{:+.1f}, {:+.1f}] points, over problems alone".format(gains.mean(), *bootstrap(gains))
+            ends = stats.bootstrap((gains,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
+            ours = "{:+.1f} [{:+.1f}, {:+.1f}] points, over problems alone".format(gains.mean(), *ends)
         means = [f"{every[k]['label']} {np.mean([row['score'] for row in every[k::2]]):.1f}" for k in (0, 1)]
         conditions = sorted({row["conditions"] for row in every})
         text = f"{means[1]} − {means[0]} = {ours}" + ("" if p_value is None else f", p = {p_value:.4f}")
@@ -1156,7 +1120,7 @@ CLAIMS = [  # the claim, the target of run_all.sh that tests it, the label that 
     ("high weight, low teacher entropy, OPD (Figure 5)", "main", "opd", ""),
 ]
 TABLES = """
-main | Tables 1 and 2: methods, compared with the base | base grpo:base opsd:base opsd+renio:base opd:base opd+renio:base
+main | Tables 1 and 2: methods, compared with base | base grpo:base opsd:base opsd+renio:base opd:base opd+renio:base
 table3 | Table 3: two lengths of rollouts, ReNIO compared with plain | opsd@* opsd+renio@*:opsd@* opsd opsd+renio:opsd
  opd@* opd+renio@*:opd@* opd opd+renio:opd
 table4 | Table 4: parts of the weight, compared with opd+renio | opd+renio opd+renio-noclip:opd+renio
@@ -1173,8 +1137,7 @@ CONTROLS = """METHOD METHOD+renio:METHOD METHOD+correctness:METHOD METHOD+renio_
  METHOD+renio@*:METHOD@* METHOD+renio-batch128:METHOD-batch128 METHOD+renio_shuffled-batch128:METHOD-batch128
  METHOD+renio-beta0.5:METHOD-beta0.5 METHOD+renio-beta1:METHOD-beta1 METHOD+renio-privileged:METHOD-privileged"""
 for _method in DISTILLATIONS:
-    _title = f"Controls, {_method.upper()}: compared with the same run without a weight"
-    TABLES += f"controls | {_title} | {CONTROLS.replace('METHOD', _method)}\n"
+    TABLES += f"controls | Controls, compared with no weight | {CONTROLS.replace('METHOD', _method)}\n"
 TABLES = [line.split(" | ") for line in TABLES.replace("\n ", " ").strip().split("\n")]
 TABLES = [(target, title, [row.partition(":")[::2] for row in rows.split()]) for target, title, rows in TABLES]
 
@@ -1229,13 +1192,12 @@ def scorecard_lines(scores, claims):
     """The section of the claims."""
     rows, minutes = [], scores.groupby(["label", "seed"]).agg(dict(minutes="sum", train_minutes="max"))
     minutes = minutes.sum(axis=1).groupby("label").mean()
-    for claim in claims:
+    for claim, (*_, label, other) in zip(claims, CLAIMS, strict=True):
         ours = [cell(-gains, "+.2f") if "ρ" in claim["paper"] else cell(gains) for gains in claim["gains"]]
         ours[0] = f"**{ours[0]}**" if claim["stands"] else ours[0]
-        labels = {label for _, target, *pair in CLAIMS if target == claim["target"] for label in pair if label}
-        cost = f", {minutes[list(labels)].sum():.1f}" if labels <= set(minutes.index) else ""
+        cost = f"{claim['target']}, {minutes[[x for x in (label, other) if x in minutes]].sum():.1f}"
         text = "" if claim["verdict"] == "one seed" and scores.seed.nunique() == 1 else claim["verdict"]
-        rows.append([text, claim["claim"], claim["paper"], *ours, claim["target"] + cost])
+        rows.append([text, claim["claim"], claim["paper"], *ours, cost])
     header = ["", "the paper's claim", "paper", *(f"ours, {name}" for name in DECODINGS.values()), "target, minutes"]
     return ["## Scorecard", *markdown_table(header, rows), NOTES["scorecard"], ""]
 
@@ -1254,7 +1216,7 @@ def table_lines(scores, tables, student, target, title, rows, task="math"):
     seeds = tables["sampled"][labels].dropna().index if labels else []
     if not len(seeds) or (target != "main" and set(labels) <= set(METHODS)):
         return [f"## {title}", "", f"Not run: `bash run_all.sh {target}`.", ""]
-    tables, lines, same, other_sign = {name: table.reindex(seeds) for name, table in tables.items()}, [], [], []
+    tables, lines, signs = {name: table.reindex(seeds) for name, table in tables.items()}, [], []
     for label, other in shown:
         paper = paper_texts(scores, student, label, other, task, target == "table3")
         lines.append([row_name(scores, label), *paper])
@@ -1262,26 +1224,12 @@ def table_lines(scores, tables, student, target, title, rows, task="math"):
             lines[-1].append(f"{table[label].mean():.1f}" if label in table else "")
             lines[-1].append(cell(difference(table, label, other)) if other else "")
         if other in labels and paper[1]:
-            gain = difference(tables["sampled"], label, other).mean()
-            (same if gain * float(paper[1]) > 0 else other_sign).append(label)
+            signs.append(difference(tables["sampled"], label, other).mean() * float(paper[1]) > 0)
     missing = [label for label, _ in rows if label not in labels]
-    text = f"Signs as in the paper at temperature 1: {len(same)} of {len(same + other_sign)}"
-    text = text + (f" (not {', '.join(other_sign)}). " if other_sign else ". ") if same + other_sign else ""
+    text = f"Signs as in the paper at temperature 1: {sum(signs)} of {len(signs)}. " if signs else ""
     text += f"Seeds: {', '.join(map(str, seeds))}. " + (f"Not run: {', '.join(missing)}." if missing else "")
     header = ["", "paper", "difference", *(text for name in tables for text in (DECODINGS[name], "difference"))]
     return [f"## {title}", *markdown_table(header, lines), text, ""]
-
-
-def rollout_lines(scores):
-    """The section on what finds incorrect rollouts, and on the paper's Figures 3 and 5."""
-    if "auc_weight" not in scores:
-        return []
-    columns = [(name, f"auc_{key}", ".3f") for key, name in FINDERS.items()]
-    columns += [(f"teacher's entropy, weight {name}", f"entropy_{name}", ".2f") for name in ("1", "between", "clipped")]
-    columns += [(f"log-ratio above which {x} % of tokens are", f"log_ratio_{x}", ".2f") for x in TOP_SHARES]
-    rows = [[name, *(cell(run_values(scores, m, x), form, 99) for m in DISTILLATIONS)] for name, x, form in columns]
-    title = "## How well do simpler scores find incorrect rollouts?"
-    return [title, *markdown_table(["in plain runs", "OPSD", "OPD"], rows), NOTES["rollouts"], ""]
 
 
 def gain_text(table, tail="+renio", other=""):
@@ -1320,9 +1268,8 @@ NOTES = {
     "finds": "Of OPD's rollouts {incorrect_rollouts:.0f} % are incorrect. They get {incorrect_weight:.0f} % of ReNIO's "
     "weight (AUC within a batch: {auc_weight:.2f}).",
     "scorecard": "Points gained, paired by seed; ρ: rank correlation. A verdict needs three seeds at temperature 1. "
-    "Bold: it stands after Holm's correction over these claims. Minutes: to train and score a seed of these runs.",
-    "rollouts": "AUC: the chance that an incorrect rollout scores above a correct one of its batch. Entropy: nats a "
-    "token, on rollouts by ReNIO's weight.",
+    "Bold: it stands after Holm's correction over these claims. Minutes: to train and score one seed of the runs.",
+    "rollouts": "AUC: the chance that an incorrect rollout scores above a correct one of its batch. Entropy in nats.",
     "arith": "These are toy models: 0.37 million weights (student) and 0.64 million (teacher). Answers have about 23 "
     "tokens, and one incorrect digit makes an answer incorrect; this makes a high AUC likely. All weights are trained, "
     "with warm-up and linear decay; the paper trains LoRA at a constant rate. The recipe comes from seeds 100 to 103. "
@@ -1330,10 +1277,8 @@ NOTES = {
     "products": "The student is SmolLM2-135M-Instruct, from 4-bit weights if tests/make_smollm2.py made it. The "
     "teacher is the same model, fine-tuned. All seeds share both. Rates decay linearly. ",
     "trust": "Scores are percent correct at the last step. The paper's are of Qwen3-1.7B (or the student above), best "
-    "of four checkpoints, one training. Intervals are 95 %, Student's t over training seeds, on these problems. "
-    "Compare signs and order, not sizes. Every run, lengths, errors, training: [tables.md](tables.md). All numbers: "
-    "[scores.csv](scores.csv).\n",
-    "tables": "Over all seeds of a row. If there is only one seed, brackets are a bootstrap over problems.",
+    "of four checkpoints, one training. Intervals are 95 %, Student's over training seeds, on these problems. Compare "
+    "signs and order, not sizes. All runs: [tables.md](tables.md). All numbers: [scores.csv](scores.csv).\n",
 }
 
 
@@ -1354,8 +1299,7 @@ def report(folder, labels=()):
         for row in score_rows(scores, labels):
             print("".join(f"{text:<26}" for text in row).rstrip())
         for decoding, name in DECODINGS.items():
-            gains = gain_text(tables[decoding])
-            print(f"ReNIO − plain, {name}: {gains}, in points" if gains else f"ReNIO − plain, {name}: not run")
+            print(f"ReNIO − plain in points, {name}: {gain_text(tables[decoding]) or 'not run'}")
         print(f"wrote {path / 'report.md'}")
         one_seed = one_seed or scores.seed.nunique() == 1
     if one_seed:
@@ -1379,7 +1323,13 @@ def report_lines(name, scores, tables, figures):
         if target == "main" and len(code["sampled"]):
             lines += table_lines(scores, code, name, target, f"{title}, code", rows, task="code")
         lines += figures.get("scores" if target == "main" else target, [])
-    lines += rollout_lines(scores) + figures.get("rollouts", [])
+    if "auc_weight" in scores:
+        columns = [(f"{name}, AUC", f"auc_{key}", ".3f") for key, name in FINDERS.items()]
+        columns += [(f"teacher's entropy, weight {x}", f"entropy_{x}", ".2f") for x in ("1", "between", "clipped")]
+        rows = [[text, *(cell(run_values(scores, m, x), form) for m in DISTILLATIONS)] for text, x, form in columns]
+        lines += ["## How well do simpler scores find incorrect rollouts?"]
+        lines += [*markdown_table(["in plain runs", "OPSD", "OPD"], rows), NOTES["rollouts"], ""]
+    lines += figures.get("rollouts", [])
     text = "".join(NOTES[benchmark] for benchmark in ("arith", "products") if benchmark in set(scores.benchmark))
     later = tables["sampled"].drop(index=[0, 1], errors="ignore")
     if "arith" in set(scores.benchmark) and len(later) > 2:
@@ -1396,9 +1346,7 @@ def score_rows(scores, labels=()):
         rows.append([label])
         for part in [column[column.label == label] for _, column in columns]:
             one_model = label in UNTRAINED and part.model.nunique() == 1  # its seeds are of the sampling alone
-            rows[-1].append(cell([part.score.mean()] if one_model else part.score.to_numpy(), ".1f", most=100))
-            if len(part) == 1 and "low" in part:
-                rows[-1][-1] += f" [{part.low.iloc[0]:.1f}, {part.high.iloc[0]:.1f}]"
+            rows[-1].append(cell([part.score.mean()] if one_model else part.score.to_numpy(), ".1f"))
     return rows
 
 
@@ -1407,7 +1355,7 @@ def tables_lines(scores):
     last = scores[scores["last"]]
     header, *rows = score_rows(scores)
     rows = [[row_name(scores, label), str(last.seed[last.label == label].nunique()), *texts] for label, *texts in rows]
-    lines = ["# All runs", *markdown_table([header[0], "seeds", *header[1:]], rows), NOTES["tables"], ""]
+    lines = ["# All runs", *markdown_table([header[0], "seeds", *header[1:]], rows), "Over all seeds of a row.", ""]
     answers = ["benchmark", "decoding"], "tokens truncated boxed markers taught_error gap_error".split()
     training = ["task"], ["seconds_per_step", "train_minutes", *TRAINING]
     for title, (keys, columns) in dict(Answers=answers, Training=training).items():
@@ -1416,10 +1364,7 @@ def tables_lines(scores):
         lines += [f"## {title}", *markdown_table(["method", *keys, *means.columns], rows)]
     steps = scores[scores.label.isin(METHODS) & (scores.decoding == "sampled") & (scores.task == "math")]
     steps = steps.pivot_table(index="label", columns=steps.step.fillna(0).astype(int), values="score")
-    rows = [
-        [label, *(f"{x:.1f}".replace("nan", "") for x in row)]
-        for label, row in zip(steps.index, steps.values, strict=True)
-    ]
+    rows = [[row.Index, *(f"{x:.1f}".replace("nan", "") for x in row[1:])] for row in steps.itertuples()]
     lines += ["## Scores at temperature 1 by training step", *markdown_table(["step", *map(str, steps.columns)], rows)]
     for (benchmark, decoding, n), part in last.groupby(["benchmark", "decoding", "n"], sort=False):
         text = f"- {benchmark}, {DECODINGS[decoding]}: {part.problems.iloc[0]} problems, checksum"
@@ -1477,12 +1422,9 @@ def draw_points(axis, title, label, rows):
 
 def draw_headline(folder, scores, tables, axes):
     shares = [run_values(scores, "opd", name) for name in ("incorrect_rollouts", "incorrect_weight")]
-    for place, value in enumerate(values.mean() for values in shares if len(values)):
-        axes[0].barh(place, [value, 100 - value], left=[0, value], color=[COLOURS["opsd"], "#9aa1a944"], height=0.5)
-        axes[0].text(1, place, f"incorrect {value:.0f} %", va="center", color="white", weight="bold", size=9)
-    axes[0].set_yticks([0, 1], ["of OPD's\nrollouts", "of ReNIO's\nweight"])
-    axes[0].set(xticks=[], ylim=(1.5, -0.5), title="How much is incorrect?")
-    axes[0].spines[:].set_visible(False)
+    bars = axes[0].barh(["of ReNIO's\nweight", "of OPD's\nrollouts"], [sum(x) / max(1, len(x)) for x in shares[::-1]])
+    axes[0].bar_label(bars, fmt="%.0f %%", color=GREY, padding=3)
+    axes[0].set(xlim=(0, 112), xlabel="percent", title="How much is incorrect?")
     rows, tails = [], ("+renio", "+correctness", "+renio_shuffled")
     for tail, name in zip(tails, ("ReNIO", "weight what\nis incorrect", "ReNIO's weights,\nat random"), strict=True):
         rows += [(name, difference(tables["sampled"], f"{m}{tail}", m), m, "oD"[m == "opsd"]) for m in DISTILLATIONS]
@@ -1552,15 +1494,11 @@ SCALES["one"]["code"] = SCALES["paper"]["code"] = ["humaneval+", "mbpp+"]  # wit
 SCALES["paper"]["decoding"] = ["sampled"]
 
 
-def refuse_flags(message):
-    raise renio.UserError(f"{message} (--help lists the flags)")
-
-
 def make_parser():
     """The parser of the flags of an evaluation."""
     usage, layout = "eval.py --scale SCALE --model MODEL --output RUN/eval.json", argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("eval.py", usage, __doc__, formatter_class=layout, allow_abbrev=False)
-    parser.error = refuse_flags
+    parser.error = lambda message: renio.need(False, f"{message} (--help lists the flags)")
     add = parser.add_argument_group("models").add_argument
     add("--model", help="folder or hub name; the folder of an adapter stands for the adapter on its base model")
     add("--adapter", type=os.path.normpath, help="folder of a peft adapter for --model")
@@ -1568,8 +1506,7 @@ def make_parser():
     add = parser.add_argument_group("problems").add_argument
     add("--scale", choices=list(SCALES), help="sets all flags that are not given; see SCALES in eval.py (required)")
     add("--task", choices=["math", "code"], default="math", help="which benchmarks of the scale to use")
-    known = f"{', '.join(BENCHMARKS)}, or your files; gsm8k:250 takes the first 250 problems"
-    add("--benchmarks", nargs="+", help=known)
+    add("--benchmarks", nargs="+", help=f"{', '.join(BENCHMARKS)}, or files; gsm8k:250: the first 250 problems")
     add("--data_dir", help="read the benchmarks from files in this folder instead of the hub")
     add("--limit", type=int, help="take only this many first problems of each benchmark")
     add = parser.add_argument_group("answers").add_argument
@@ -1611,7 +1548,7 @@ def parse_args(argv):
             setattr(args, flag, scale[flag])
     for flag in ("n", "limit", "max_new_tokens", "batch_size", "temperature", "top_p"):
         value = getattr(args, flag)
-        need(value is None or value > 0, f"--{flag} {value}: not above 0 (--decoding greedy is greedy)")
+        need(value is None or value > 0, f"--{flag} {value}: must be above 0")
     args.decoding = [decoding for decoding in DECODINGS if decoding in args.decoding]
     if args.engine == "vllm":
         renio.need_vllm("--engine")
