@@ -107,8 +107,7 @@ def load_benchmark(name, data_dir=None, limit=None):
             renio.need((row["answer"] or "").strip(), f"{name}, row {number}: it has no answer to grade against")
         return rows
     source = str(Path(data_dir) / benchmark.file) if data_dir else benchmark.hub_name
-    raws = itertools.islice(renio.read_table(source, benchmark.split, limit), limit)
-    for number, raw in enumerate(raws, start=1):
+    for number, raw in enumerate(renio.read_table(source, benchmark.split, limit)[:limit], start=1):
         place = f"{source}, row {number}"
         for column in (benchmark.problem, benchmark.gold):
             renio.need(str(raw.get(column) or "").strip(), f"{place}: the column {column} is empty")
@@ -397,7 +396,7 @@ def show(folder, step=None):
         rollout = ordered[place]
         verdict = {True: "correct", False: "incorrect", None: "not graded"}[rollout["correct"]]
         cut, key_tokens = ", cut off" if rollout["truncated"] else "", rollout["key_tokens"]
-        print(f"\nweight {rollout['renio_weight']:.2f} (#{place + 1}), {verdict}{cut}, {key_tokens} key tokens")
+        print(f"\nweight {rollout['renio_weight']:.2f} (#{place + 1}), {verdict}{cut}, key tokens: {key_tokens}")
         print("prompt:  " + CONTROL.sub(" ", textwrap.shorten(rollout["problem"], 400)))
         print("student: " + shaded(tokenizer, rollout["completion"], rollout["log_ratios"], threshold, colour))
 
@@ -457,7 +456,6 @@ def grade_code(row, completion, timeout=60.0):
 
 
 print_once = functools.cache(print)
-
 # How to find the program in an answer. Terminal escapes are removed: links and titles (OSC), colours (CSI), others.
 ESCAPE = re.compile(r"\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]")
 FENCE = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?(?:```|~~~)")  # may open an item of a list
@@ -896,6 +894,7 @@ FLAGS = dict(  # training flags that a row names if most runs differ, unless the
     log_ratio_clip="clip", threshold="threshold", weight_norm="norm", batch_size="batch", beta="beta", entry_clip="/",
     prefix_tokens="/", variant="/", learning_rate="/", max_steps="/", lora_r="/", temperature="/")  # fmt: skip
 TRAINING = "divergence rollout_accuracy truncation_rate key_token_share weight_max effective_sample_size".split()
+WEIGHTS = ["1", "between", "clipped"]
 FINDERS = dict(  # scores of a rollout; the column auc_... tells how well each finds the incorrect rollouts
     weight="ReNIO's weight", mean_log_ratio="mean log-ratio over all tokens", max_log_ratio="largest log-ratio",
     key_tokens="number of key tokens", student="low mean log-probability, student",
@@ -984,9 +983,9 @@ def training_columns(folder):
     share = weight[graded] / weight[graded].groupby(steps).transform("sum")  # Eq. 8: each batch has the same weight
     columns["incorrect_rollouts"] = 100 * incorrect.mean()
     columns["incorrect_weight"] = 100 * share[incorrect].sum() / share.sum()
-    clipped = weight >= 0.999 * weight.max()  # of clipped weights the last digits differ
-    groups = {"1": weight == 1, "between": (weight > 1) & ~clipped, "clipped": (weight > 1) & clipped}
-    columns |= {f"entropy_{name}": entropy[group].mean() for name, group in groups.items()}
+    clipped = weight >= 0.999 * weight.max()  # clipped weights differ in their last digits
+    groups = [weight == 1, (weight > 1) & ~clipped, (weight > 1) & clipped]
+    columns |= {f"entropy_{x}": entropy[group].mean() for x, group in zip(WEIGHTS, groups, strict=True)}
     return columns | dict(entropy_rho=weight.rank().corr(entropy.rank()))  # Spearman's
 
 
@@ -1007,8 +1006,7 @@ def by_seed(scores, decoding, task="math"):
     rows = scores[scores["last"] & (scores.decoding == decoding) & (scores.task == task)]
     counts = rows.benchmark.value_counts()
     rows = rows[rows.benchmark.isin(counts.index[2 * counts >= counts.max()])]  # those that most runs were scored on
-    table = rows.pivot(index=["seed", "label"], columns="benchmark", values="score")
-    table = table.mean(axis=1, skipna=False).unstack()
+    table = rows.pivot(index=["seed", "label"], columns="benchmark", values="score").mean(1, skipna=False).unstack()
     for label in [label for label in UNTRAINED if label in table and table[label].count() == 1]:
         table[label] = table[label].max()  # the one score is compared with every seed
     return table
@@ -1051,9 +1049,8 @@ def cell(values, form="+.1f"):
 def compare(words):
     """Print the gains of B over A. words: files A and B; or files of several seeds, "vs", files of several seeds."""
     seeds = "vs" in words
-    place = words.index("vs") if seeds else 1
-    sides = [words[:place], words[place + seeds :]]
-    usage = "compare takes two files: A.json B.json; or several seeds: A0.json A1.json vs B0.json B1.json"
+    sides = [words[: words.index("vs")], words[words.index("vs") + 1 :]] if seeds else [words[:1], words[1:]]
+    usage = "write: compare A.json B.json, or compare A0.json A1.json vs B0.json B1.json"
     renio.need(all(sides) and (seeds or len(words) == 2), usage)
     rows, pairs = [{}, {}], {}  # (benchmark, decoding, seed) -> row; (benchmark, decoding) -> pairs of rows
     for side, paths in zip(rows, sides, strict=True):
@@ -1133,11 +1130,12 @@ figure1 | Figure 1: incorrect rollouts, compared with correct ones | opsd-correc
 figure6 | Figure 6: clip and threshold (opd+renio: 3.0 and 0.8), compared with opd | opd opd+renio:opd
  opd+renio-clip2.0:opd opd+renio-clip2.5:opd opd+renio-clip3.0:opd opd+renio-threshold0.6:opd opd+renio-threshold1.0:opd
 """  # the target of run_all.sh, the title, and the rows: a label, or a label and the one that it is compared with
-CONTROLS = """METHOD METHOD+renio:METHOD METHOD+correctness:METHOD METHOD+renio_shuffled:METHOD
- METHOD+renio@*:METHOD@* METHOD+renio-batch128:METHOD-batch128 METHOD+renio_shuffled-batch128:METHOD-batch128
- METHOD+renio-beta0.5:METHOD-beta0.5 METHOD+renio-beta1:METHOD-beta1 METHOD+renio-privileged:METHOD-privileged"""
-for _method in DISTILLATIONS:
-    TABLES += f"controls | Controls, compared with no weight | {CONTROLS.replace('METHOD', _method)}\n"
+CONTROLS = """controls | Controls of METHOD, compared with the same run without a weight | METHOD METHOD+renio:METHOD
+ METHOD+correctness:METHOD METHOD+renio_shuffled:METHOD METHOD+renio@*:METHOD@* METHOD+renio-batch128:METHOD-batch128
+ METHOD+renio_shuffled-batch128:METHOD-batch128 METHOD+renio-beta0.5:METHOD-beta0.5 METHOD+renio-beta1:METHOD-beta1
+ METHOD+renio-privileged:METHOD-privileged
+"""
+TABLES += "".join(CONTROLS.replace("METHOD", method) for method in DISTILLATIONS)
 TABLES = [line.split(" | ") for line in TABLES.replace("\n ", " ").strip().split("\n")]
 TABLES = [(target, title, [row.partition(":")[::2] for row in rows.split()]) for target, title, rows in TABLES]
 
@@ -1180,7 +1178,7 @@ def paper_texts(scores, student, label, other, task="math", lengths=False):
             name += "@4096"
         values.append(published.get(name, math.nan))
     texts = f"{values[0]:.2f}", f"{values[0] - values[1]:+.2f}"
-    return ["" if "nan" in text else text for text in texts]
+    return ["" if "nan" in text else text.replace("-", "−") for text in texts]
 
 
 def markdown_table(header, rows):
@@ -1195,7 +1193,8 @@ def scorecard_lines(scores, claims):
     for claim, (*_, label, other) in zip(claims, CLAIMS, strict=True):
         ours = [cell(-gains, "+.2f") if "ρ" in claim["paper"] else cell(gains) for gains in claim["gains"]]
         ours[0] = f"**{ours[0]}**" if claim["stands"] else ours[0]
-        cost = f"{claim['target']}, {minutes[[x for x in (label, other) if x in minutes]].sum():.1f}"
+        cost = minutes.reindex(list({label, other or label})).sum(skipna=False)  # nan if one of the two was not run
+        cost = f"{claim['target']}, {cost:.1f}".removesuffix(", nan")
         text = "" if claim["verdict"] == "one seed" and scores.seed.nunique() == 1 else claim["verdict"]
         rows.append([text, claim["claim"], claim["paper"], *ours, cost])
     header = ["", "the paper's claim", "paper", *(f"ours, {name}" for name in DECODINGS.values()), "target, minutes"]
@@ -1224,7 +1223,7 @@ def table_lines(scores, tables, student, target, title, rows, task="math"):
             lines[-1].append(f"{table[label].mean():.1f}" if label in table else "")
             lines[-1].append(cell(difference(table, label, other)) if other else "")
         if other in labels and paper[1]:
-            signs.append(difference(tables["sampled"], label, other).mean() * float(paper[1]) > 0)
+            signs.append((difference(tables["sampled"], label, other).mean() > 0) == ("+" in paper[1]))
     missing = [label for label, _ in rows if label not in labels]
     text = f"Signs as in the paper at temperature 1: {sum(signs)} of {len(signs)}. " if signs else ""
     text += f"Seeds: {', '.join(map(str, seeds))}. " + (f"Not run: {', '.join(missing)}." if missing else "")
@@ -1245,19 +1244,21 @@ def findings(scores, tables, claims):
     if len(shares["auc_weight"]):
         sentences.append(NOTES["finds"].format(**{name: values.mean() for name, values in shares.items()}))
     for text, decoding, *tails in (
-        ("At temperature 1 ReNIO gains {} points over plain distillation.", "sampled"),
-        ("Greedily it gains {}.", "greedy"),
-        ("An oracle's weights gain {} at temperature 1.", "sampled", "+correctness"),
+        ("ReNIO's gain over plain distillation in points at temperature 1: {}.", "sampled"),
+        ("Greedily: {}.", "greedy"),
+        ("At temperature 1 an oracle's weights gain {}.", "sampled", "+correctness"),
         ("ReNIO's weights, dealt at random, gain {}.", "sampled", "+renio_shuffled"),
         ("Incorrect rollouts gain {} over correct ones.", "sampled", "-incorrect", "-correct"),
         ("On the same problems they gain {}.", "sampled", "-incorrect-mixed", "-correct-mixed"),
     ):
         gains = gain_text(tables[decoding], *tails)
-        sentences += [text.format(gains)] if gains else []
+        if gains:
+            sentences.append(text.format(gains))
     pairs = {row for _, _, rows in TABLES for row in rows if row[0].replace("+renio", "") == row[1]}
     for decoding, name in DECODINGS.items():
         gains = [gain.mean() for gain in (difference(tables[decoding], *pair) for pair in pairs) if len(gain)]
-        sentences += [f"{name}: above 0 in {sum(gain > 0 for gain in gains)} of {len(gains)}."] if gains else []
+        if gains:
+            sentences.append(f"ReNIO gains in {sum(x > 0 for x in gains)} of {len(gains)} settings ({name}).")
     if scores.seed.nunique() > 1:
         verdicts = Counter(claim["verdict"] for claim in claims)
         sentences.append(f"Claims of the paper: {', '.join(f'{count} {name}' for name, count in verdicts.items())}.")
@@ -1269,16 +1270,15 @@ NOTES = {
     "weight (AUC within a batch: {auc_weight:.2f}).",
     "scorecard": "Points gained, paired by seed; ρ: rank correlation. A verdict needs three seeds at temperature 1. "
     "Bold: it stands after Holm's correction over these claims. Minutes: to train and score one seed of the runs.",
-    "rollouts": "AUC: the chance that an incorrect rollout scores above a correct one of its batch. Entropy in nats.",
     "arith": "These are toy models: 0.37 million weights (student) and 0.64 million (teacher). Answers have about 23 "
     "tokens, and one incorrect digit makes an answer incorrect; this makes a high AUC likely. All weights are trained, "
     "with warm-up and linear decay; the paper trains LoRA at a constant rate. The recipe comes from seeds 100 to 103. "
     "But seeds 0 and 1 were seen before answers lost a last line, which OPD got incorrect, most often with ReNIO. ",
-    "products": "The student is SmolLM2-135M-Instruct, from 4-bit weights if tests/make_smollm2.py made it. The "
-    "teacher is the same model, fine-tuned. All seeds share both. Rates decay linearly. ",
-    "trust": "Scores are percent correct at the last step. The paper's are of Qwen3-1.7B (or the student above), best "
-    "of four checkpoints, one training. Intervals are 95 %, Student's over training seeds, on these problems. Compare "
-    "signs and order, not sizes. All runs: [tables.md](tables.md). All numbers: [scores.csv](scores.csv).\n",
+    "products": "The student is SmolLM2-135M-Instruct (tests/make_smollm2.py: from 4-bit weights). The teacher is the "
+    "same model, fine-tuned. All seeds share both. Rates decay linearly. ",
+    "trust": "Scores are of the last step. The paper's are of Qwen3-1.7B (or the student above), best of four "
+    "checkpoints, one training. Intervals are 95 %, Student's over training seeds, on these problems. Compare signs, "
+    "not sizes. All runs: [tables.md](tables.md). All numbers: [scores.csv](scores.csv).\n",
 }
 
 
@@ -1297,7 +1297,7 @@ def report(folder, labels=()):
         (path / "report.md").write_text("\n".join(report_lines(path.name, scores, tables, figures)), encoding="utf-8")
         (path / "tables.md").write_text("\n".join(tables_lines(scores)), encoding="utf-8")
         for row in score_rows(scores, labels):
-            print("".join(f"{text:<26}" for text in row).rstrip())
+            print("".join(f"{text:<30}" for text in row).rstrip())
         for decoding, name in DECODINGS.items():
             print(f"ReNIO − plain in points, {name}: {gain_text(tables[decoding]) or 'not run'}")
         print(f"wrote {path / 'report.md'}")
@@ -1325,10 +1325,10 @@ def report_lines(name, scores, tables, figures):
         lines += figures.get("scores" if target == "main" else target, [])
     if "auc_weight" in scores:
         columns = [(f"{name}, AUC", f"auc_{key}", ".3f") for key, name in FINDERS.items()]
-        columns += [(f"teacher's entropy, weight {x}", f"entropy_{x}", ".2f") for x in ("1", "between", "clipped")]
+        columns += [(f"teacher's entropy in nats, weight {x}", f"entropy_{x}", ".2f") for x in WEIGHTS]
         rows = [[text, *(cell(run_values(scores, m, x), form) for m in DISTILLATIONS)] for text, x, form in columns]
-        lines += ["## How well do simpler scores find incorrect rollouts?"]
-        lines += [*markdown_table(["in plain runs", "OPSD", "OPD"], rows), NOTES["rollouts"], ""]
+        lines += ["## How well do simpler scores find incorrect rollouts of plain runs? (AUC within a batch)"]
+        lines += markdown_table(["", "OPSD", "OPD"], rows)
     lines += figures.get("rollouts", [])
     text = "".join(NOTES[benchmark] for benchmark in ("arith", "products") if benchmark in set(scores.benchmark))
     later = tables["sampled"].drop(index=[0, 1], errors="ignore")
@@ -1415,6 +1415,7 @@ def draw_points(axis, title, label, rows):
         axis.errorbar(np.mean(values), place, xerr=error, fmt=marker, color=colour, markersize=7, linewidth=2.2)
     if label.startswith("points"):
         axis.axvline(0, color=GREY, linewidth=1)
+    axis.locator_params(axis="x", nbins=5)
     axis.set_yticks(range(len(names)), names)
     axis.set(ylim=(len(names) - 0.45, -0.55), title=title, xlabel=label)
     return len(rows)
@@ -1422,13 +1423,14 @@ def draw_points(axis, title, label, rows):
 
 def draw_headline(folder, scores, tables, axes):
     shares = [run_values(scores, "opd", name) for name in ("incorrect_rollouts", "incorrect_weight")]
-    bars = axes[0].barh(["of ReNIO's\nweight", "of OPD's\nrollouts"], [sum(x) / max(1, len(x)) for x in shares[::-1]])
-    axes[0].bar_label(bars, fmt="%.0f %%", color=GREY, padding=3)
-    axes[0].set(xlim=(0, 112), xlabel="percent", title="How much is incorrect?")
+    values = [share.sum() / max(1, len(share)) for share in shares]
+    bars = axes[0].barh(["of OPD's\nrollouts", "of ReNIO's\nweight"], values, color=COLOURS["opd"])
+    axes[0].bar_label(bars, fmt="%.0f %%", padding=3)
+    axes[0].set(xlim=(0, 112), ylim=(1.6, -0.6), xlabel="percent", title="How much is incorrect?")
     rows, tails = [], ("+renio", "+correctness", "+renio_shuffled")
-    for tail, name in zip(tails, ("ReNIO", "weight what\nis incorrect", "ReNIO's weights,\nat random"), strict=True):
+    for tail, name in zip(tails, ("ReNIO", "oracle", "ReNIO's weights,\nat random"), strict=True):
         rows += [(name, difference(tables["sampled"], f"{m}{tail}", m), m, "oD"[m == "opsd"]) for m in DISTILLATIONS]
-    return draw_points(axes[1], "What does it buy?  ● OPD  ◆ OPSD", "points", rows) and len(shares[0])
+    return draw_points(axes[1], "What does it buy?  ● OPD  ◆ OPSD", "points over plain", rows) and len(shares[0])
 
 
 def draw_scores(folder, scores, tables, axes):
