@@ -166,7 +166,6 @@ def evaluate(args):
         print(f"{args.label}{step}, {r['benchmark']}, {DECODINGS[r['decoding']]}: {scores}")
     run = dict(label=args.label, train_seed=args.train_seed, settings=settings, results=results)
     renio.write_json(args.output, run)
-    print(f"wrote {args.output}")
 
 
 def models_of(args):
@@ -1006,7 +1005,8 @@ def by_seed(scores, decoding, task="math"):
     rows = scores[scores["last"] & (scores.decoding == decoding) & (scores.task == task)]
     counts = rows.benchmark.value_counts()
     rows = rows[rows.benchmark.isin(counts.index[2 * counts >= counts.max()])]  # those that most runs were scored on
-    table = rows.pivot(index=["seed", "label"], columns="benchmark", values="score").mean(1, skipna=False).unstack()
+    table = rows.pivot(index=["seed", "label"], columns="benchmark", values="score")
+    table = table.mean(axis=1, skipna=False).unstack()
     for label in [label for label in UNTRAINED if label in table and table[label].count() == 1]:
         table[label] = table[label].max()  # the one score is compared with every seed
     return table

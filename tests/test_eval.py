@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Benchmarks, evaluations and the command line of eval.py; its statistics and report are tested in test_report.py."""
 
-import gzip
 import itertools
 import json
 import random
 import re
 import shutil
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,12 +18,9 @@ import eval as renio_eval
 import renio
 from renio import UserError
 
-ROOT = Path(renio.__file__).parent
-
 
 def write_rows(path, rows):
-    with (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def evaluate(*words):
@@ -128,12 +123,6 @@ def test_rows_that_cannot_be_asked_or_graded_are_named(tmp_path):
         renio_eval.load_benchmark(str(tmp_path / "mine.jsonl"))
 
 
-def test_a_benchmark_may_have_a_limit_of_its_own():
-    for limit, limits in ((None, [3, None]), (2, [2, 2])):
-        args = SimpleNamespace(benchmarks=["gsm8k:3", "mine.jsonl"], limit=limit)
-        assert list(renio_eval.benchmark_limits(args).values()) == limits
-
-
 @pytest.fixture
 def words(micro_model, any_prompt):
     words = "--benchmarks arith:9 products:3 --n 2 --batch_size 8 --max_new_tokens 10 --model"
@@ -226,6 +215,7 @@ def test_flags_win_over_the_scale():
     words = ["--scale", "one", "--model", "runs/opd/final", "--output", "o"]
     args = renio_eval.parse_args(words)
     assert (args.benchmarks, args.n, args.thinking, args.label) == (["gsm8k:250", "math500"], 4, False, "opd")
+    assert renio_eval.benchmark_limits(args) == {"gsm8k": 250, "math500": None}
     args = renio_eval.parse_args([*words, "--thinking", "--decoding", "greedy", "--benchmarks", "amc23", "--n", "3"])
     assert (args.benchmarks, args.n, args.thinking, args.decoding) == (["amc23"], 3, True, ["greedy"])
     args = renio_eval.parse_args([*words, "--scale", "paper", "--task", "code"])
@@ -236,9 +226,7 @@ def test_flags_win_over_the_scale():
 
 MISTAKES = """
 --model ./typo | ./typo: no such folder
---model results/micro/seed0/opd | results/micro/seed0/opd: no such folder
 --model {1} --adapter {0} | --adapter .*: not an adapter
---scale | --scale: expected one argument
 --model {1} --task code | --task code: scale micro has none
 --model {1} --nn 3 | unrecognized arguments: --nn 3
 --model {1} --n 0 | --n 0: must be above 0
@@ -246,7 +234,6 @@ MISTAKES = """
 --model {1} --benchmarks arith:2 arith | --benchmarks arith: arith is named twice
 --model {1} --benchmarks amc24 | amc24: neither a .jsonl file nor one of arith, products
 --model {1} --benchmarks amc23 --data_dir {0} --privileged | amc23 has no solutions
---seed 1 | name a --model, or a run as --checkpoints
 --checkpoints {0} | --checkpoints: leave out --output and --adapter
 """
 
