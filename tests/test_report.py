@@ -21,7 +21,7 @@ def write_run(folder, label, seed, correct, steps=(None,), benchmark="arith", pr
     run.mkdir(parents=True)
     per_problem = [1.0] * round(20 * correct) + [0.0] * (20 - round(20 * correct))
     result = dict(benchmark=benchmark, n=1, avg=float(np.mean(per_problem)), per_problem=per_problem, length=9.0)
-    result |= dict(truncation_rate=0.0, format_rate=1.0, unparsable_rate=0.0, markers=0.0, seconds=6.0)
+    result |= dict(truncation_rate=0.0, format_rate=1.0, markers=0.0, seconds=6.0)
     results = [result | dict(step=step, decoding=how) for step in steps for how in ("sampled", "greedy")]
     settings = dict(model="m", max_new_tokens=64, checksums={benchmark: problems}) | settings
     text = json.dumps(dict(label=label, train_seed=seed, settings=settings, results=results))
@@ -45,9 +45,6 @@ def rollout(step, correct, weight=1.0, **values):
 
 def section(text, title):
     return text.split(f"## {title}")[1].split("\n## ")[0]
-
-
-# --- statistics -------------------------------------------------------------------------------------------------------
 
 
 def test_an_interval_over_seeds_is_students():
@@ -92,10 +89,7 @@ def test_holm_counts_the_claims_that_are_tested_at_temperature_1_alone(tmp_path)
     one = renio_eval.scorecard(scores, {"sampled": table.drop(columns="opsd"), "greedy": table}, "micro")
     assert len(both) == 16 and [claim["verdict"] for claim in both].count("holds") == 2
     assert not any(claim["stands"] for claim in both)
-    assert [claim["claim"] for claim in one if claim["stands"]] == ["OPD beats the base (Tables 1, 2)"]
-
-
-# --- the DataFrame ----------------------------------------------------------------------------------------------------
+    assert [claim["claim"] for claim in one if claim["stands"]] == ["OPD beats the base (Table 2)"]
 
 
 def test_a_run_is_scored_at_its_last_step_and_keeps_the_others(tmp_path):
@@ -123,17 +117,14 @@ def test_a_model_that_was_scored_once_stands_beside_every_seed(tmp_path):
     assert renio_eval.difference(table, "opd", "base").tolist() == pytest.approx([10, 20, 30])
 
 
-def test_two_runs_of_one_label_and_seed_are_refused(tmp_path):
-    write_run(tmp_path, "opd", 0, 0.5)
-    write_run(tmp_path / "copy", "opd", 0, 0.5)
-    with pytest.raises(renio.UserError, match="two runs are called opd with seed 0"):
-        renio_eval.read_scores(tmp_path)
-
-
-def test_a_file_that_eval_did_not_write_is_named(tmp_path):
-    (tmp_path / "eval.json").write_text("{}")
-    with pytest.raises(renio.UserError, match="eval.json: not scores"):
-        renio_eval.read_scores(tmp_path)
+def test_a_foreign_file_and_a_second_run_of_a_seed_are_named(tmp_path):
+    for name, message in (("copy", "two runs of one seed are called opd"), ("x", "eval.json: it does not hold scores")):
+        write_run(tmp_path / name, "opd", 0, 0.5)
+        write_run(tmp_path / f"{name}2", "opd", 0, 0.5)
+        if name == "x":
+            (tmp_path / "x" / "seed0" / "opd" / "eval.json").write_text("{}")
+        with pytest.raises(renio.UserError, match=message):
+            renio_eval.read_scores(tmp_path)
 
 
 def test_auc_compares_within_a_step_and_counts_ties_half(tmp_path):
@@ -149,9 +140,6 @@ def test_auc_compares_within_a_step_and_counts_ties_half(tmp_path):
     assert row.auc_student == 1.0 and row.auc_teacher == 0.5  # incorrect ones are unlikely to the student here
     assert row.incorrect_rollouts == pytest.approx(100 * 2 / 6)
     assert row.incorrect_weight == pytest.approx(100 * (3 / 7 + 1 / 3) / 3)  # Eq. 8: each batch's weights have mean 1
-
-
-# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def made_report(folder):
@@ -171,11 +159,28 @@ def test_rows_of_a_table_share_their_seeds(tmp_path):
     assert "Seeds: 0, 1, 2." in table and "opd+renio-nonorm" in table.split("Not run:")[1]
 
 
-def test_one_seed_gives_no_verdict_and_the_command_for_more(tmp_path):
+def test_one_seed_gives_no_verdict_and_the_command_for_more(tmp_path, capsys):
     write_runs(tmp_path, [0], base=[0.2], opd=[0.5], opd_renio=[0.6])
+    run = tmp_path / "seed0" / "opd"
+    (run / "final").mkdir()
+    (run / "final" / "tokenizer.json").write_text("{}")
+    (run / "rollouts.jsonl").write_text(json.dumps(rollout(1, True)))
     text = made_report(tmp_path)
     assert text.count("no verdict") == 1 and 'SEEDS="0 1 2" bash run_all.sh main' in text
     assert not re.search(r"\|(holds|opposite|no effect|one seed)\|", text) and "+10.0 in OPD" in text
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in printed[1:4]] == [
+        ["base", *["20.0"] * 2],
+        ["opd", *["50.0"] * 2],
+        ["opd+renio", *["60.0"] * 2],
+    ]
+    assert printed[4:] == [
+        "ReNIO − plain in points, temperature 1: +10.0 in OPD",
+        "ReNIO − plain in points, greedy: +10.0 in OPD",
+        f"wrote {tmp_path / 'report.md'}",
+        'one seed: no verdict; SEEDS="0 1 2" gives intervals',
+        f"python eval.py show {run}",
+    ]
 
 
 def test_claims_without_runs_say_so_and_name_their_target(tmp_path):
@@ -183,9 +188,7 @@ def test_claims_without_runs_say_so_and_name_their_target(tmp_path):
     text = made_report(tmp_path)
     assert "Not run: `bash run_all.sh table8`." in text
     assert re.search(r"\|not run\|the clip helps \(Table 4\)\|\+1\.95\|–\|–\|table4\|", text)
-    assert re.search(
-        r"\|holds\|OPD beats the base \(Tables 1, 2\)\|\+3\.48\|\*\*\+36\.\d \[", text.replace("+35", "+36")
-    )
+    assert re.search(r"\|holds\|OPD beats the base \(Table 2\)\|\+3\.48\|\*\*\+3[56]\.\d \[", text)
 
 
 def test_settings_that_a_row_does_not_share_stand_at_the_row(tmp_path):
@@ -198,12 +201,21 @@ def test_settings_that_a_row_does_not_share_stand_at_the_row(tmp_path):
     assert "|opd+renio-clip2.0|" in (tmp_path / "tables.md").read_text()  # its label says it
 
 
-def test_scores_csv_gives_the_same_report_as_the_runs_it_was_made_of(tmp_path):
-    write_runs(tmp_path / "a", range(3), base=BASE, opd=PLAIN, opd_renio=RENIO, **{"opd@16": RENIO})
+def test_published_files_give_the_same_report_and_figures_as_the_runs(tmp_path):
+    """Published are scores.csv and, of seed 0, metrics.jsonl and rollouts.jsonl of the main runs; no eval.json."""
+    write_runs(tmp_path / "a", range(3), base=BASE, opd=PLAIN, opd_renio=RENIO, opsd=PLAIN, **{"opd@16": RENIO})
+    run, words = tmp_path / "a" / "seed0" / "opd", "a 1+2 b 3+4"
+    completions = [renio.arith_tokenizer()(f"{words} {end}")["input_ids"] for end in "12"]
+    rows = [rollout(1, i == 0, 1.0 + i, problem=words, completion=completions[i], log_ratios=[0.9] * 9) for i in (0, 1)]
+    (run / "rollouts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (run / "metrics.jsonl").write_text(json.dumps(dict(step=1, seconds=1.0, rollout_accuracy=0.5)))
     text = made_report(tmp_path / "a")
-    (tmp_path / "b" / "a").mkdir(parents=True)
-    (tmp_path / "a" / "scores.csv").rename(tmp_path / "b" / "a" / "scores.csv")
-    assert made_report(tmp_path / "b" / "a") == text
+    published = tmp_path / "b" / "a"
+    (published / "seed0").mkdir(parents=True)
+    (tmp_path / "a" / "scores.csv").rename(published / "scores.csv")
+    run.rename(published / "seed0" / "opd")
+    (published / "seed0" / "opd" / "eval.json").unlink()
+    assert made_report(published) == text and "![rollouts]" in text and "## How well do simpler scores" in text
 
 
 def test_one_model_that_was_scored_at_several_seeds_has_no_interval(tmp_path):
@@ -234,9 +246,6 @@ def test_published_scores_are_those_of_the_paper(shared):
     assert renio_eval.PUBLISHED["Qwen3-1.7B", "math"]["opd+renio-nonorm"] == 39.54  # Table 4
 
 
-# --- compare ----------------------------------------------------------------------------------------------------------
-
-
 def test_compare_pairs_two_files_by_problem_and_sides_by_seed(tmp_path, capsys):
     write_runs(tmp_path, range(3), opd=PLAIN, opd_renio=RENIO)
     first, second = (
@@ -256,5 +265,5 @@ def test_compare_refuses_other_problems_and_names_other_settings(tmp_path, capsy
         renio_eval.compare(files[:2])
     renio_eval.compare(files[::2])
     assert "max_new_tokens 64 | max_new_tokens 99" in capsys.readouterr().out
-    with pytest.raises(renio.UserError, match="takes two files"):
+    with pytest.raises(renio.UserError, match="compare A.json B.json"):
         renio_eval.compare(files)
