@@ -60,6 +60,7 @@ def draw_kept(sampler, examples, step, config, devices):
         distinct == stretch, f"--dataset {config.dataset}: {distinct} problems for the {stretch} of a step, so {advice}"
     )
     problems = devices.part_of(examples[step * stretch : (step + 1) * stretch])
+    problems = list({id(problem): problem for problem in problems}.values())  # a new epoch may begin in the stretch
     kept, verdicts = [], Counter()
     for start in range(0, len(problems), needed):
         batch = [problem for problem in problems[start : start + needed] for _ in range(draws)]

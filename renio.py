@@ -64,7 +64,7 @@ except ModuleNotFoundError as error:
 
 def flag(default, text):
     """A field of Config: its default and its line of --help."""
-    return field(default=default, metadata=dict(help=text))
+    return field(default=default, metadata=dict(help=f"{text} (default: %(default)s)"))
 
 
 @dataclass
@@ -691,14 +691,13 @@ def train(config, draw=draw_rollouts):
     log.announce(student, tokenizer, teacher, examples)
 
     for step in log.steps():
-        watch = Stopwatch(devices.device)
+        started = now()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
 
         with sampler:  # the student's present weights
             rollouts, drawn = draw(sampler, examples, step, config, devices)
-        rollouts = by_length(rollouts, config)
-        watch.lap("rollout")
+        rollouts, drawn["seconds_rollout"] = by_length(rollouts, config), now() - started
 
         old_logprobs = None  # of grpo, whose first update on these rollouts is on policy
         for _ in range(config.iterations if config.method == "grpo" else 1):
@@ -710,9 +709,8 @@ def train(config, draw=draw_rollouts):
                 shuffle_seed = rollout_seed(config, step, rank=0)
                 divisor, records = distillation_step(student, teacher, rollouts, config, devices, shuffle_seed)
             grad_norm, divisor = update(optimizer, trained, divisor, config, devices)
-        watch.lap("update")
 
-        log.write(step, devices.gather(records), divisor, grad_norm, drawn, watch)
+        log.write(step, devices.gather(records), divisor, grad_norm, drawn, now() - started)
         if config.save_steps and (step + 1) % config.save_steps == 0:
             save(config, f"checkpoint-{step + 1}", student, tokenizer, devices, optimizer)
     save(config, "final", student, tokenizer, devices)
@@ -942,18 +940,17 @@ def read_rows(config, rng):
         rows = read_problems(config.dataset, need_solution=config.needs_solution, task=config.task)
         graded = any(row["answer"] for row in rows) or (config.method != "grpo" and config.weighting != "correctness")
         need(graded, f"--dataset {config.dataset}: no answers, which grpo and --weighting correctness grade by")
+    if not share:
+        return rows
     with_solution = rows
-    if make and share and config.task == "arith":  # invented results teach to read the reference, not to remember it
+    if make and config.task == "arith":  # invented results teach to read the reference, not to remember it
         with_solution = arith_rows(len(rows), config.seed + 10**6, invented=True)
-    chosen = []
-    for row, other in zip(rows, with_solution, strict=True):
-        chosen.append(dict(other, privileged=True) if share and rng.random() < share else row)
-    return chosen
+    pairs = zip(rows, with_solution, strict=True)
+    return [dict(other, privileged=True) if rng.random() < share else row for row, other in pairs]
 
 
-COLUMNS = dict(  # the columns in which a data set may have each
-    problem=("problem", "question", "prompt"), solution=("solution", "deepseek_solution"), answer=("answer", "Answer")
-)
+COLUMNS = {"problem": ("problem", "question", "prompt"), "solution": ("solution", "deepseek_solution")}  # or the like
+COLUMNS["answer"] = ("answer", "Answer")
 DOMAINS = {"math", "code", "science", "biology", "chemistry", "physics", "puzzle"}  # of OpenThoughts-114k
 
 
@@ -1429,24 +1426,21 @@ def merged_adapter(model):
     from copies, since unmerging leaves rounding errors.
     """
     was_training = model.training
-    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
-    layers = [layer for layer in layers if adapted_weight(layer).dtype == torch.float32]
-    copies = [adapted_weight(layer).detach().clone() for layer in layers]
+    merged = []
+    for layer in [module for module in model.modules() if hasattr(module, "lora_A")]:
+        weight = getattr(layer.get_base_layer(), "weight", None)  # fused experts have none: their adapter stays on too
+        if weight is not None and weight.dtype == torch.float32:
+            merged.append((layer, weight, weight.detach().clone()))
     model.eval()
-    for layer in layers:
+    for layer, _, _ in merged:
         layer.merge()
     try:
         yield
     finally:
-        for layer, copy in zip(layers, copies, strict=True):
+        for layer, weight, copy in merged:
             layer.unmerge()
-            adapted_weight(layer).data.copy_(copy)
+            weight.data.copy_(copy)
         model.train(was_training)
-
-
-def adapted_weight(layer):
-    """The weight that a LoRA layer adapts. peft adapts the fused experts of a mixture as bare parameters."""
-    return layer.get_param() if hasattr(layer, "get_param") else layer.get_base_layer().weight
 
 
 def end_ids(model, tokenizer):
@@ -1470,14 +1464,11 @@ class Sampler:
         known = getattr(student.config.get_text_config(), "max_position_embeddings", None) or math.inf
         need(longest <= known, f"--prefix_tokens: prompt and rollout make {longest} tokens; the model knows {known}")
         if config.rollout_engine == "vllm":
-            flag, rows = "--rollout_engine", config.batch_size // devices.world
-            self.engine = VllmSampler(
-                flag, config.model, config.dtype, longest, config.vllm_memory, rows, config.lora_r, sleeps=True
-            )
+            settings = (config.vllm_memory, config.batch_size // devices.world, config.lora_r, True)
+            self.engine = VllmSampler("--rollout_engine", config.model, config.dtype, longest, *settings)
 
     def __enter__(self):
         if self.engine:
-            self.engine.wake()
             self.engine.load(self.student)
 
     def __exit__(self, *_):
@@ -1567,21 +1558,19 @@ class VllmSampler:
         if self.sleeps:
             self.llm.sleep(level=1)
 
-    def wake(self):
-        if self.sleeps:
-            self.llm.wake_up()
-
     @classmethod
     def close(cls):
         """End the engine of this process, if there is one. It takes torch's process group with it."""
         if cls.running:
             with contextlib.suppress(Exception):
-                cls.running.wake()  # what sleeps can't be freed
+                cls.running.llm.wake_up()  # what sleeps can't be freed
             cls.running.llm.llm_engine.engine_core.shutdown()
             cls.running = None
 
     def load(self, model):
-        """Sample with the model's present adapter from now on."""
+        """Wake up, and sample with the model's present adapter from now on."""
+        if self.sleeps:
+            self.llm.wake_up()
         folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
         dtype = next(model.parameters()).dtype  # of the base, in which the engine computes
         weights = {name: p.detach().to(dtype) for name, p in model.named_parameters() if p.requires_grad}
@@ -1795,8 +1784,8 @@ class Log:
         self.bar = tqdm(steps, self.config.method, self.config.max_steps, initial=first, disable=not self.writes)
         return self.bar
 
-    def write(self, step, records, divisor, grad_norm, drawn, watch):
-        """The row of `step` (from 0), made of the records of all ranks' rollouts; drawn: more metrics of the step."""
+    def write(self, step, records, divisor, grad_norm, drawn, seconds):
+        """The row of `step` (from 0), made of the records of all ranks' rollouts; drawn: metrics of drawing them."""
         config, finite = self.config, math.isfinite(grad_norm)
         self.not_finite = 0 if finite else self.not_finite + 1
         advice = "lower --learning_rate or use --dtype float32; the last checkpoint is whole"
@@ -1804,8 +1793,9 @@ class Log:
         if not self.writes:
             return
         row = dict(step=step + 1, **step_metrics(records, divisor, config), **drawn, grad_norm=grad_norm)
-        row |= dict(skipped=not finite, learning_rate=learning_rate(config, step), **watch.metrics())
-        row["tokens_per_second"] = total(records, "length") / row["seconds"]
+        row |= dict(skipped=not finite, learning_rate=learning_rate(config, step), seconds=seconds)
+        row |= dict(seconds_update=seconds - drawn["seconds_rollout"], peak_memory_gb=peak_memory())
+        row["tokens_per_second"] = total(records, "length") / seconds
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has none
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -1899,34 +1889,24 @@ def total(records, name):
     return sum(record[name] for record in records)
 
 
-class Stopwatch:
-    """Seconds of each phase of a step. It waits for the GPU, so that a phase is charged for its own work."""
+def now():
+    """Seconds on a clock, after the GPU has finished its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
-    def __init__(self, device):
-        self.on_gpu, self.seconds, self.last = device.startswith("cuda"), {}, time.perf_counter()
 
-    def lap(self, phase):
-        if self.on_gpu:
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.seconds[phase], self.last = now - self.last, now
-
-    def metrics(self):
-        """Seconds, and peak memory in GB: allocated on the GPU since the last step, or resident in this process."""
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        if self.on_gpu:
-            memory = torch.cuda.max_memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-        seconds = {f"seconds_{phase}": value for phase, value in self.seconds.items()}
-        return dict(seconds=sum(self.seconds.values()), **seconds, peak_memory_gb=memory / 1e9)
+def peak_memory():
+    """GB allocated on the GPU since the last call, or resident in this process since its start."""
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The command line
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the lines of the commands, and shows defaults."""
 
 
 class Parser(HfArgumentParser):
@@ -1950,7 +1930,9 @@ class Parser(HfArgumentParser):
 def parse_config(argv, config_class=Config):
     """A Config, or one of a class that adds flags to it, from command-line words. Explicit flags win over presets."""
     about = "\n\n".join(sys.modules[config_class.__module__].__doc__.split("\n\n")[:2])  # title and commands
-    parser = Parser(config_class, description=about, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser = Parser(
+        config_class, description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     first = parser.parse_args([word for word in argv if word not in ("-h", "--help")])
     named = any(word.split("=")[0] == "--model" for word in argv)
     known = first.scale or not named or first.model.startswith("init:")
