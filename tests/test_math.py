@@ -38,7 +38,8 @@ A ∪ B == A \cup B   \tan 30^\circ == \frac{\sqrt{3}}{3}
 \frac{1}{2}+\frac{1}{2\cdot 3^{50}} == \frac{3^{50}+1}{2\cdot 3^{50}}   x > 2 == (2,\infty)   1 < x \leq 3 == (1,3]
 x \le 4 == (-\infty, 4]   e^{i\pi/3} == \frac{1}{2}+\frac{\sqrt{3}}{2}i
 0.5+0.866025i == \frac{1}{2}+\frac{\sqrt{3}}{2}i   0.\overline{3} == \frac{1}{3}   0.1\overline{6} == \frac16
-\mathbf{42} == 42   {\bf 6} == 6   \boldsymbol{42} == 42   5 apples == 5   12 hours == 12   10 cm == 10   1^{\text{st}} == 1
+\mathbf{42} == 42   {\bf 6} == 6   \boldsymbol{42} == 42   5 apples == 5   12 hours == 12   10 cm == 10
+1^{\text{st}} == 1
 (52)_8 == 52_8   =7 == 7   = \frac12 == 0.5   pi == \pi   3/2*pi == \frac{3\pi}{2}   2*sqrt(3) == 2\sqrt{3}
 (−∞, 2) ∪ (3, ∞) == (-\infty, 2) \cup (3, \infty)   x² + 1 == x^2+1   2·3 == 6   3×4 == 12   \sin 30^\circ == \frac12
 \cos(60^\circ) == 0.5   -1 1/2 == -\frac32

@@ -216,11 +216,10 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path, tokenizer):
     )
 
 
-def test_a_larger_embedding_than_the_tokenizer_trains(tmp_path, tokenizer, micro_model):
+def test_a_teacher_with_a_larger_embedding_than_the_tokenizer_teaches(tmp_path, tokenizer, micro_model):
     shape = transformers.Qwen3Config(vocab_size=len(tokenizer) + 7, **WIDTHS)
     teacher = save(transformers.Qwen3ForCausalLM(shape), tmp_path / "m", tokenizer)
-    run(tmp_path / "one", f"--method opd --model {micro_model} --teacher {teacher}")
-    run(tmp_path / "other", f"--method opd --model {teacher} --teacher {micro_model}")
+    run(tmp_path / "run", f"--method opd --model {micro_model} --teacher {teacher}")
 
 
 def test_different_vocabularies_are_refused_by_their_first_token(tmp_path, micro_model):

@@ -87,7 +87,7 @@ def adapters(folder, tmp_path, count):
         lora = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
         model = get_peft_model(renio.load_model(folder, device=DEVICE), lora)
         with torch.no_grad():
-            for p in renio.trained_parameters(model):
+            for p in (p for p in model.parameters() if p.requires_grad):
                 p.copy_(p.bfloat16())  # which is exact then on the way to the engine
         model.save_pretrained(tmp_path / str(i))
         yield str(tmp_path / str(i)), model
