@@ -5,7 +5,7 @@
     python tests/bench_gpu.py --tiny      # does it run? on a CPU
 
 1 correct: the loss against the plain formula in float64, float32 and from bfloat16 operands. 2 step: OPSD and OPD of
-Qwen3-1.7B's dimensions (teacher: itself, Qwen3-8B's), with ReNIO and without. 3 loss: against full logits and against the
+Qwen3-1.7B's dimensions (teacher: itself, Qwen3-8B's), with ReNIO and without. 3 loss: against full logits and the
 products with the heads alone, by chunk. 4 sampler: against transformers' generate, and in bfloat16 with a small adapter
 the KL of what is sampled from what is trained. Weights are random: time does not depend on their values.
 """
@@ -75,7 +75,8 @@ def correct():
     exact = [x.detach().double() if x.is_floating_point() else x for x in operands(64, 64, 64)]
     exact[1], exact[3] = exact[0] + 0.05 * exact[1], exact[2]  # the teacher is near the student
     exact[0], exact[1] = (x.bfloat16().double() for x in exact[:2])
-    [expected] = torch.autograd.grad(renio.token_divergence(exact[0].requires_grad_() @ exact[2].T, exact[1] @ exact[3].T)
+    logits, teacher_logits = exact[0].requires_grad_() @ exact[2].T, exact[1] @ exact[3].T
+    [expected] = torch.autograd.grad(renio.token_divergence(logits, teacher_logits)
         .sum(), exact[0])  # fmt: skip
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         columns = [x.detach().to(dtype) if x.is_floating_point() else x for x in exact]

