@@ -76,8 +76,7 @@ def correct():
     exact[1], exact[3] = exact[0] + 0.05 * exact[1], exact[2]  # the teacher is near the student
     exact[0], exact[1] = (x.bfloat16().double() for x in exact[:2])
     logits, teacher_logits = exact[0].requires_grad_() @ exact[2].T, exact[1] @ exact[3].T
-    [expected] = torch.autograd.grad(renio.token_divergence(logits, teacher_logits)
-        .sum(), exact[0])  # fmt: skip
+    [expected] = torch.autograd.grad(renio.token_divergence(logits, teacher_logits).sum(), exact[0])
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         columns = [x.detach().to(dtype) if x.is_floating_point() else x for x in exact]
         [gradient] = torch.autograd.grad(chunked_loss(columns[0].requires_grad_(), *columns[1:], chunk=24), columns[0])
