@@ -1014,7 +1014,8 @@ def read_table(source, split="train", limit=None):
 
     With a limit, rows of the hub are fetched as they are read.
     """
-    path, ending = Path(source), source.removesuffix(".gz").rpartition(".")[2]
+    source, path = str(source), Path(source)
+    ending = source.removesuffix(".gz").rpartition(".")[2]
     is_file = ending in ("json", "jsonl", "csv", "parquet")
     need(path.exists() or not is_file, f"{source}: no such file")
     try:
