@@ -89,7 +89,7 @@ def test_a_row_without_tests_and_an_answer_without_a_program_say_so():
 
 
 def all_rows(shared, name):
-    return renio.read_table(shared / "data" / renio_eval.BENCHMARKS[name].file)
+    return renio.read_table(str(shared / "data" / renio_eval.BENCHMARKS[name].file))
 
 
 def solution(row, body=None):
