@@ -256,7 +256,7 @@ stop() { # Ctrl-C and the like: each job gets one signal, from here
   fail "stopped; the same command goes on from the last checkpoints"
 }
 reproduce() { # reproduce TARGETS...
-  local student seed target name show=""
+  local student seed target
   for student in $STUDENTS; do for seed in $SEEDS; do
     choose "$student" "$seed"
     for target in "$@"; do ! shown_in "$target" || "$target"; done
@@ -267,10 +267,7 @@ reproduce() { # reproduce TARGETS...
   for student in $STUDENTS; do
     choose "$student" "${SEEDS%% *}"
     [ ! -d "$FOLDER" ] || "$PYTHON" eval.py report "$FOLDER" $LABELS
-    for name in opsd opd; do [ ! -e "$DIR/$name/rollouts.jsonl" ] || show=$DIR/$name; done
   done
-  [ "$SEEDS" != "${SEEDS% *}" ] || echo 'one seed: no verdict; SEEDS="0 1 2" gives intervals'
-  [ -z "$show" ] || echo "see what the student wrote, and what got weight: $PYTHON eval.py show $show"
 }
 # --- set-up -----------------------------------------------------------------------------------------------------------
 setup() { # setup FILES...: install what these files name, into the active environment or into .venv
