@@ -38,7 +38,9 @@ def same_rollouts(sampler, examples, step, config, devices):
 
 def run_split(name, micro_batch_size, model, folder):
     words = f"{SPLITS[name]} --model {model} --batch_size 8 --micro_batch_size {micro_batch_size} --max_steps 3"
-    renio.arith_verdict = lambda text, answer: "equal" if sum(text.encode()) % 2 else "different"  # so that rewards differ
+    renio.arith_verdict = lambda text, answer: (
+        "equal" if sum(text.encode()) % 2 else "different"
+    )  # so that rewards differ
     renio.extract_boxed = lambda text: text
     train(folder, words, run=lambda config: renio.train(config, draw=same_rollouts))
 
