@@ -351,15 +351,6 @@ def divergence_chunks(hidden, head, teacher_hidden, teacher_head, tokens, chunk,
         yield rows, columns, logits
 
 
-def in_chunks(function, chunk, *columns):
-    """The function's results (a tuple of (n, ...) tensors) over rows in chunks, which backward computes again."""
-    if len(columns[0]) <= chunk:
-        return function(*columns)
-    parts = zip(*(column.split(chunk) for column in columns), strict=True)
-    results = [checkpoint(function, *part, use_reentrant=False) for part in parts]
-    return [torch.cat(result) for result in zip(*results, strict=True)]
-
-
 def rows_of_chunk(vocabulary, device):
     rows = max(1, LOGITS // vocabulary)
     return math.ceil(rows / 128) * 128 if "cuda" in str(device) else rows  # on a GPU whole tiles of a product
@@ -801,10 +792,12 @@ def completion_logprobs(student, rollouts, temperature):
     head = Head.of(student)
 
     def logprobs_of(hidden, tokens):
-        return (token_logprobs(float32_logits(hidden, head), tokens, temperature),)
+        return token_logprobs(float32_logits(hidden, head), tokens, temperature)
 
-    columns = in_chunks(logprobs_of, rows_of_chunk(len(head.weight), tokens.device), hidden, tokens)
-    return rows_of([rollout.completion for rollout in rollouts], *columns)
+    rows = rows_of_chunk(len(head.weight), tokens.device)  # backward computes each chunk again
+    parts = zip(hidden.split(rows), tokens.split(rows), strict=True)
+    logprobs = torch.cat([checkpoint(logprobs_of, *part, use_reentrant=False) for part in parts])
+    return rows_of([rollout.completion for rollout in rollouts], logprobs)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -893,7 +886,7 @@ def load_examples(config, tokenizer, teacher):
             usable += render_rows(config, rows[start : start + 1000], tokenizer, teacher, rng, skipped)
     reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
     need(usable, f"--dataset {config.dataset}: none of {len(rows)} problems can be used: {reasons}")
-    if skipped and int(os.environ.get("RANK", 0)) == 0:
+    if skipped and os.environ.get("RANK", "0") == "0":
         print(f"{config.dataset}: problems skipped: {reasons}", flush=True)
     examples = list(usable)
     while len(examples) < needed:
@@ -975,12 +968,10 @@ def read_problems(source, split="train", need_solution=False, task="math", limit
             row["solution"], row["answer"] = row["answer"], None
         for name in ("problem", "solution"):
             text, columns = row[name], f"{' or '.join(COLUMNS[name])}; its columns are {', '.join(raw)}"
-            need(isinstance(text, str | None), f"{where}: no text in a column {columns}")
-            need(not re.search("[\ud800-\udfff]", text or ""), f"{where}: {name} holds half of a surrogate pair")
-            if not (text or "").strip():
-                row[name] = None
-            missing = name == "problem" or (need_solution and not raw.keys() & set(COLUMNS[name]))
-            need(row[name] or not missing, f"{where}: no text in a column {columns}")
+            needed = name == "problem" or (need_solution and not raw.keys() & set(COLUMNS[name]))
+            row[name] = text if isinstance(text, str) and text.strip() else None
+            need(row[name] or (isinstance(text, str | None) and not needed), f"{where}: no text in a column {columns}")
+            need(not re.search("[\ud800-\udfff]", row[name] or ""), f"{where}: {name} has half of a surrogate pair")
         if row["answer"] is None and row["solution"]:
             row["answer"] = hash_answer(row["solution"]) or extract_boxed(row["solution"])
         rows.append(row)
@@ -1049,10 +1040,10 @@ def read_table(source, split="train", limit=None):
 #   problem    a 3+8 b 7-5 c 2*9 d 6*4        a: add 8 to 3; b: subtract 5 from 7; ...; keep the last digit
 #   solution   \boxed{ a 3+8 1 b 7-5 2 c 2*9 8 d 6*4 4 }        the answer: 1284
 #
-# An operation is one word, and the solution repeats it before its result. So a result is a look-up in a table of 270
+# An operation is one word, and the solution repeats it before its result: a result is a look-up in a table of 270
 # entries. A base model is taught to guess a fifth of that table, the gaps. So it has something to learn from a teacher
-# that knows the whole table, and it is incorrect under greedy decoding too. No result is used again: behind an
-# incorrect result that others depend on, even a perfect teacher could not know how to go on.
+# that knows them, and is incorrect under greedy decoding too. No result is used again: behind an incorrect one that
+# others depend on, even a perfect teacher could not know how to go on.
 
 STEP_NAMES = "abcdefghij"
 OPERATIONS = [f"{value}{sign}{digit}" for value in range(10) for sign in "+-*" for digit in range(1, 10)]
@@ -1070,12 +1061,10 @@ def operation_gaps():
 
 
 def arith_rows(n, seed=0, split="train", gaps=False, invented=False):
-    """n problems of the arithmetic world, as dicts of problem, solution, answer and demonstration.
+    """n problems of the arithmetic world, as dicts of problem, solution, answer, demonstration; split: train or test.
 
-    split: "train" or "test"; the rows of the two differ. invented: results are random digits, so that a row can be
-    solved only by reading its solution. gaps: in the demonstration the results of `operation_gaps` are random digits.
-    The demonstration is what sft trains on. It holds incorrect results, and steps that are checked again ("wait"): the
-    last result of a step counts. Half of the gaps are checked again in vain.
+    invented: results are random digits, so that only the solution tells them. The demonstration is what sft trains on,
+    with slips, random digits for the gaps, and steps that are checked again ("wait"; the last result counts).
     """
     rng = random.Random(f"arith {split} {seed}")
     every_gap = operation_gaps() if gaps else []
@@ -1506,10 +1495,9 @@ def need_vllm(flag):
 class VllmSampler:
     """Does through vLLM, in this process, what `sample` does. Called with the arguments of `sample` but the model.
 
-    flag: the option that asks for vLLM, for errors. model: a folder or hub name; an adapter's folder works too.
-    max_length: tokens of the longest prompt and its completion together. memory: share of the GPU's memory, without a
-    GPU of the machine's. max_rows: completions of one call. lora_r: rank of the adapters to come, 0 for none.
-    sleeps: between `sleep` and `wake` vLLM frees its GPU memory, where the device can do that.
+    flag: the option that asks for vLLM, for errors. model: a folder or hub name, or an adapter's folder. max_length:
+    tokens of the longest prompt and its completion. memory: share of the GPU's memory, or without a GPU the machine's.
+    max_rows: completions at a time. lora_r: rank of the adapters to come. sleeps: frees its GPU memory by `sleep`.
     The same seed, or list of a seed a prompt, gives the same completions, but not those of `sample`.
     """
 
@@ -1647,9 +1635,8 @@ def pick_device():
     if torch.cuda.is_available():
         return "cuda"
     unused = list(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
-    cause = f"its driver is older than CUDA {torch.version.cuda}, or torch is a build for CPUs"
-    advice = "update the driver or reinstall torch, or set CUDA_VISIBLE_DEVICES= to do without the GPU"
-    need(not unused, f"this machine has a GPU that torch {torch.__version__} can't use: {cause}; {advice}")
+    advice = f"update its driver for CUDA {torch.version.cuda} or reinstall torch, or set CUDA_VISIBLE_DEVICES= "
+    need(not unused, f"torch {torch.__version__} can't use the GPU of this machine; {advice}to do without it")
     return "cpu"
 
 

@@ -12,11 +12,13 @@ the KL of what is sampled from what is trained. Weights are random: time does no
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
+from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoModelForCausalLM, Qwen3Config  # noqa: E402
 
 import renio  # noqa: E402
@@ -29,8 +31,8 @@ TEACHER = dict(hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, 
 ROLLOUTS, TOKENS, VOCABULARY = (2, 8, 997) if TINY else (8, 1024, 151_936)
 
 
-def say(*words):
-    print(*words, f"[{time.monotonic() - BEGIN:.0f} s]", flush=True)
+def say(line):
+    print(line, f"[{time.monotonic() - BEGIN:.0f} s]", flush=True)
 
 
 def measured(way, repeats=3):
@@ -62,11 +64,6 @@ def operands(width, teacher_width, rows, dtype=torch.bfloat16):
     return [hidden[0].requires_grad_(), hidden[1], *heads, torch.randint(VOCABULARY, (rows,), device=DEVICE)]
 
 
-def full_loss(hidden, teacher_hidden, head, teacher_head, tokens):
-    student, teacher = hidden @ head.T, teacher_hidden @ teacher_head.T
-    return renio.token_divergence(student.float(), teacher.float()).sum()
-
-
 def chunked_loss(*columns, chunk=None):
     return renio.chunked_divergence(*columns, chunk=chunk).divergence.sum()
 
@@ -75,8 +72,14 @@ def correct():
     exact = [x.detach().double() if x.is_floating_point() else x for x in operands(64, 64, 64)]
     exact[1], exact[3] = exact[0] + 0.05 * exact[1], exact[2]  # the teacher is near the student
     exact[0], exact[1] = (x.bfloat16().double() for x in exact[:2])
+<<<<<<< HEAD
     logits, teacher_logits = exact[0].requires_grad_() @ exact[2].T, exact[1] @ exact[3].T
     [expected] = torch.autograd.grad(renio.token_divergence(logits, teacher_logits).sum(), exact[0])
+=======
+    exact[0].requires_grad_()
+    divergence = renio.token_divergence(exact[0] @ exact[2].T, exact[1] @ exact[3].T)
+    [expected] = torch.autograd.grad(divergence.sum(), exact[0])
+>>>>>>> m-tests
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         columns = [x.detach().to(dtype) if x.is_floating_point() else x for x in exact]
         [gradient] = torch.autograd.grad(chunked_loss(columns[0].requires_grad_(), *columns[1:], chunk=24), columns[0])
@@ -85,8 +88,6 @@ def correct():
 
 
 def step():
-    from peft import LoraConfig, get_peft_model
-
     lora = LoraConfig(r=2 if TINY else 64, lora_alpha=128, target_modules="all-linear")
     student = get_peft_model(random_model(STUDENT, tied=True), lora)
     student.gradient_checkpointing_enable(gradient_checkpointing_kwargs=dict(use_reentrant=False))
@@ -98,16 +99,16 @@ def step():
     optimizer, devices = torch.optim.AdamW(trained, fused=True), renio.Devices(DEVICE)
     other = random_model(TEACHER, tied=False).requires_grad_(False)
     contexts = {"OPSD": (student, student.disable_adapter, None), "OPD": (other, renio.contextlib.nullcontext, None)}
+
+    def once(teacher, config):
+        divisor, _ = renio.distillation_step(student, teacher, rollouts, config, devices)
+        renio.update(optimizer, trained, divisor, config, devices)
+
     for name, teacher in contexts.items():
         for weighting in ("none", "renio"):
             words = f"--scale paper --method opsd --weighting {weighting} --micro_batch_size 4 --output_dir x"
             config = renio.parse_config(words.split())
-
-            def once(config=config, teacher=teacher):
-                divisor, _ = renio.distillation_step(student, teacher, rollouts, config, devices)
-                renio.update(optimizer, trained, divisor, config, devices)
-
-            seconds, memory = measured(once, 2)
+            seconds, memory = measured(partial(once, teacher, config), 2)
             say(f"step: {name} {weighting}, {ROLLOUTS} rollouts of {TOKENS} tokens: {seconds:.2f} s, {memory:.1f} GB")
 
 
@@ -121,49 +122,43 @@ def loss():
         for rows in columns[1].split(512):
             rows @ columns[3].T
 
-    say("loss: products with the heads alone: {:.3f} s, {:.1f} GB".format(*measured(products)))
-    say(
-        "loss: full logits, an eighth of the rows: {:.3f} s, {:.1f} GB".format(
-            *measured(lambda: full_loss(*part).backward())
-        )
-    )
+    def full_logits():
+        logits, teacher_logits = part[0] @ part[2].T, part[1] @ part[3].T
+        renio.token_divergence(logits.float(), teacher_logits.float()).sum().backward()
+
+    ways = {"full logits, an eighth of the rows": full_logits, "products with the heads alone": products}
     for chunk in (128, 256, 512, 1024, 2048):
-        seconds, memory = measured(lambda chunk=chunk: chunked_loss(*columns, chunk=chunk).backward())
-        say(f"loss: chunks of {chunk}: {seconds:.3f} s, {memory:.1f} GB")
+        ways[f"chunks of {chunk}"] = lambda chunk=chunk: chunked_loss(*columns, chunk=chunk).backward()
+    for name, way in ways.items():
+        say(f"loss: {name}: {{:.3f}} s, {{:.1f}} GB".format(*measured(way)))
     renio.token_divergence = torch.compile(renio.token_divergence)
-    say(
-        "loss: compiled, chunks of 512: {:.3f} s, {:.1f} GB".format(
-            *measured(lambda: chunked_loss(*columns, chunk=512).backward())
-        )
-    )
+    say("loss: chunks of 512, compiled: {:.3f} s, {:.1f} GB".format(*measured(ways["chunks of 512"])))
 
 
 def sampler():
-    from peft import LoraConfig, get_peft_model
-
     model, new = random_model(STUDENT, tied=True), TOKENS // 8
     for rows in (8, 32):
         ids = torch.randint(VOCABULARY, (rows, 128), device=DEVICE)
-        words = dict(attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=True, eos_token_id=None)
+        words = dict(max_new_tokens=new, do_sample=True, eos_token_id=None, pad_token_id=0)
         ours, _ = measured(lambda ids=ids: list(renio.sample(model, ids.tolist(), new, [-1])), 1)
-        theirs, _ = measured(lambda ids=ids, words=words: model.generate(ids, pad_token_id=0, **words), 1)
+        theirs, _ = measured(lambda ids=ids, words=words: model.generate(ids, **words), 1)
         say(f"sampler: {rows} rollouts of {new} tokens: {ours:.2f} s, generate {theirs:.2f} s")
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
+    for layer in (module for module in adapted.modules() if hasattr(module, "lora_B")):
+        torch.nn.init.normal_(layer.lora_B["default"].weight, std=1e-4)
     prompts, seen, draw = ids[:8].tolist(), [], renio.draw_tokens
-    for name, p in adapted.named_parameters():
-        if "lora_B" in name:
-            p.data.normal_(std=1e-4)
     renio.draw_tokens = lambda logits, *rest: seen.append(logits.log_softmax(-1)) or draw(logits, *rest)
     completions = [completion for _, completion in sorted(renio.sample(adapted, prompts, 16, [-1]))]
     sampled = torch.stack(seen, 1).flatten(0, 1)
+
+    def trained_logits():
+        hidden, _ = renio.completion_hidden(adapted, prompts, completions)
+        return renio.float32_logits(hidden, renio.Head.of(adapted))
+
+    with torch.no_grad(), adapted.disable_adapter():
+        base = trained_logits()
     with torch.no_grad():
-        trained = renio.float32_logits(
-            renio.completion_hidden(adapted, prompts, completions)[0], renio.Head.of(adapted)
-        )
-        with adapted.disable_adapter():
-            base = renio.float32_logits(
-                renio.completion_hidden(adapted, prompts, completions)[0], renio.Head.of(adapted)
-            )
+        trained = trained_logits()
     kl = [renio.token_divergence(x, trained).mean().item() for x in (sampled, base)]
     say(f"sampler: bfloat16, small adapter: KL(trained||sampled) {kl[0]:.2e}, KL(trained||base) {kl[1]:.2e}")
 

@@ -92,15 +92,18 @@ KINDS = {
 }
 
 
-def killed(words, folder, delay):
-    """Run in a process of its own that gets SIGKILL after so many seconds; False if it ended before."""
-    pid = os.fork()
+def killed(words, folder, step, delay):
+    """Run in a process of its own that gets SIGKILL so many seconds after a step; False if it ended before."""
+    pid, metrics = os.fork(), folder / "metrics.jsonl"
     if not pid:
         try:
             train(folder, words)
             os._exit(0)
         finally:
             os._exit(1)
+    steps = 0
+    while steps < step and not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        steps = metrics.read_text().count("\n") if metrics.exists() else 0
     time.sleep(delay)
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
@@ -110,12 +113,11 @@ def killed(words, folder, delay):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_killed_at_random_moments_ends_as_the_uninterrupted_one(tmp_path, micro_model, kind):
-    words, rng = f"{KINDS[kind]} --model {micro_model} --max_steps 5 --save_steps 2", random.Random(kind)
-    begin = time.monotonic()
-    whole, seconds = run(tmp_path / "whole", words), time.monotonic() - begin
-    kills = [killed(f"{words} --resume", tmp_path / "killed", rng.uniform(0.3, 0.9) * seconds) for _ in range(3)]
-    assert any(kills)
-    assert_equal(run(tmp_path / "killed", f"{words} --resume"), whole)
+    words, rng = f"{KINDS[kind]} --model {micro_model} --max_steps 6 --save_steps 2", random.Random(kind)
+    whole, resumed = run(tmp_path / "whole", words), f"{words} --resume"
+    kills = [killed(resumed, tmp_path / "killed", rng.randrange(5), rng.uniform(0, 0.1)) for _ in range(3)]
+    assert sum(kills) > 1
+    assert_equal(run(tmp_path / "killed", resumed), whole)
 
 
 @pytest.fixture
