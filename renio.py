@@ -971,7 +971,7 @@ def read_problems(source, split="train", need_solution=False, task="math", limit
             needed = name == "problem" or (need_solution and not raw.keys() & set(COLUMNS[name]))
             row[name] = text if isinstance(text, str) and text.strip() else None
             need(row[name] or (isinstance(text, str | None) and not needed), f"{where}: no text in a column {columns}")
-            need(not re.search("[\ud800-\udfff]", row[name] or ""), f"{where}: {name} has half of a surrogate pair")
+            need(not re.search("[\ud800-\udfff]", row[name] or ""), f"{where}: {name} holds half of a surrogate pair")
         if row["answer"] is None and row["solution"]:
             row["answer"] = hash_answer(row["solution"]) or extract_boxed(row["solution"])
         rows.append(row)
