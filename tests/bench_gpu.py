@@ -12,6 +12,7 @@ the KL of what is sampled from what is trained. Weights are random: time does no
 
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -36,15 +37,18 @@ def say(line):
 
 
 def measured(way, repeats=3):
-    """Seconds (fastest of `repeats`, after a first round) and peak GB of a function."""
-    seconds, memory = [], 0.0
+    """Seconds (fastest of `repeats`, after a first round) and peak GB (0 on a CPU) of a function."""
+    wait = (lambda: None) if TINY else torch.cuda.synchronize
+    if not TINY:
+        torch.cuda.reset_peak_memory_stats()
+    seconds = []
     for _ in range(repeats + 1):
-        watch = renio.Stopwatch(DEVICE)
+        wait()
+        start = time.perf_counter()
         way()
-        watch.lap("way")
-        seconds.append(watch.seconds["way"])
-        memory = watch.metrics()["peak_memory_gb"]
-    return min(seconds[1:]), memory
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:]), 0.0 if TINY else torch.cuda.max_memory_allocated() / 1e9
 
 
 def random_model(shape, tied):
@@ -72,9 +76,8 @@ def correct():
     exact = [x.detach().double() if x.is_floating_point() else x for x in operands(64, 64, 64)]
     exact[1], exact[3] = exact[0] + 0.05 * exact[1], exact[2]  # the teacher is near the student
     exact[0], exact[1] = (x.bfloat16().double() for x in exact[:2])
-    exact[0].requires_grad_()
-    divergence = renio.token_divergence(exact[0] @ exact[2].T, exact[1] @ exact[3].T)
-    [expected] = torch.autograd.grad(divergence.sum(), exact[0])
+    logits, teacher_logits = exact[0].requires_grad_() @ exact[2].T, exact[1] @ exact[3].T
+    [expected] = torch.autograd.grad(renio.token_divergence(logits, teacher_logits).sum(), exact[0])
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         columns = [x.detach().to(dtype) if x.is_floating_point() else x for x in exact]
         [gradient] = torch.autograd.grad(chunked_loss(columns[0].requires_grad_(), *columns[1:], chunk=24), columns[0])
@@ -93,12 +96,12 @@ def step():
     trained = [p for p in student.parameters() if p.requires_grad]
     optimizer, devices = torch.optim.AdamW(trained, fused=True), renio.Devices(DEVICE)
     other = random_model(TEACHER, tied=False).requires_grad_(False)
-    contexts = {"OPSD": (student, student.disable_adapter, None), "OPD": (other, renio.contextlib.nullcontext, None)}
 
     def once(teacher, config):
         divisor, _ = renio.distillation_step(student, teacher, rollouts, config, devices)
         renio.update(optimizer, trained, divisor, config, devices)
 
+    contexts = {"OPSD": (student, student.disable_adapter, None), "OPD": (other, nullcontext, None)}
     for name, teacher in contexts.items():
         for weighting in ("none", "renio"):
             words = f"--scale paper --method opsd --weighting {weighting} --micro_batch_size 4 --output_dir x"
@@ -132,34 +135,28 @@ def loss():
 
 def sampler():
     model, new = random_model(STUDENT, tied=True), TOKENS // 8
+    words = dict(max_new_tokens=new, do_sample=True, eos_token_id=None, pad_token_id=0)
     for rows in (8, 32):
         ids = torch.randint(VOCABULARY, (rows, 128), device=DEVICE)
-        words = dict(max_new_tokens=new, do_sample=True, eos_token_id=None, pad_token_id=0)
         ours, _ = measured(lambda ids=ids: list(renio.sample(model, ids.tolist(), new, [-1])), 1)
-        theirs, _ = measured(lambda ids=ids, words=words: model.generate(ids, **words), 1)
+        theirs, _ = measured(lambda ids=ids: model.generate(ids, **words), 1)
         say(f"sampler: {rows} rollouts of {new} tokens: {ours:.2f} s, generate {theirs:.2f} s")
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
     for layer in (module for module in adapted.modules() if hasattr(module, "lora_B")):
         torch.nn.init.normal_(layer.lora_B["default"].weight, std=1e-4)
     prompts, seen, draw = ids[:8].tolist(), [], renio.draw_tokens
-    renio.draw_tokens = lambda logits, *rest: seen.append(logits.log_softmax(-1)) or draw(logits, *rest)
+    renio.draw_tokens = lambda logits, *rest: seen.append(logits) or draw(logits, *rest)
     completions = [completion for _, completion in sorted(renio.sample(adapted, prompts, 16, [-1]))]
-    sampled = torch.stack(seen, 1).flatten(0, 1)
-
-    def trained_logits():
-        hidden, _ = renio.completion_hidden(adapted, prompts, completions)
-        return renio.float32_logits(hidden, renio.Head.of(adapted))
-
-    with torch.no_grad(), adapted.disable_adapter():
-        base = trained_logits()
+    logits = [torch.stack(seen, 1).flatten(0, 1)]
     with torch.no_grad():
-        trained = trained_logits()
-    kl = [renio.token_divergence(x, trained).mean().item() for x in (sampled, base)]
+        for context in (adapted.disable_adapter(), nullcontext()):
+            with context:
+                hidden, _ = renio.completion_hidden(adapted, prompts, completions)
+                logits.append(renio.float32_logits(hidden, renio.Head.of(adapted)))
+    kl = [renio.token_divergence(x, logits[2]).mean().item() for x in logits[:2]]
     say(f"sampler: bfloat16, small adapter: KL(trained||sampled) {kl[0]:.2e}, KL(trained||base) {kl[1]:.2e}")
 
 
 for point, needed in ((correct, 10), (step, 100), (loss, 30), (sampler, 40)):
     if time.monotonic() - BEGIN + needed < SECONDS:
         point()
-    else:
-        say(f"{point.__name__}: skipped, it needs {needed} s")
