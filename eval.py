@@ -1275,7 +1275,7 @@ NOTES = {
     "with warm-up and linear decay; the paper trains LoRA at a constant rate. The recipe comes from seeds 100 to 103. "
     "But seeds 0 and 1 were seen before answers lost a last line, which OPD got incorrect, most often with ReNIO. ",
     "products": "The student is SmolLM2-135M-Instruct (tests/make_smollm2.py: from 4-bit weights). The teacher is the "
-    "same model, fine-tuned. All seeds share both. Rates decay linearly. ",
+    "same model, fine-tuned. Seeds 0 to 2 share both. Rates decay linearly. ",
     "trust": "Scores are of the last step. The paper's are of Qwen3-1.7B (or the student above), best of four "
     "checkpoints, one training. Intervals are 95 %, Student's over training seeds, on these problems. Compare signs, "
     "not sizes. All runs: [tables.md](tables.md). All numbers: [scores.csv](scores.csv).\n",

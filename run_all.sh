@@ -306,8 +306,8 @@ case $1 in
   test) setup requirements.txt tests/requirements.txt; "$PYTHON" -m pytest -q -n 2 --dist loadgroup tests ;;
   report)
     setup requirements.txt
-    rm -rf "results/published-$SCALE"; mkdir -p results; cp -R ".github/results/$SCALE" "results/published-$SCALE"
-    "$PYTHON" eval.py report "results/published-$SCALE" ;;
+    rm -rf "results/published/$SCALE"; mkdir -p results/published; cp -R ".github/results/$SCALE" results/published
+    "$PYTHON" eval.py report "results/published/$SCALE" ;;
   *)
     for target in "$@"; do
       [[ " main $ALL figure3 figure4 figure5 all " == *" $target "* ]] || fail "$target: unknown; see run_all.sh --list"
