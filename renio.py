@@ -55,11 +55,11 @@ try:
     from torch.utils.checkpoint import checkpoint
     from tqdm import tqdm
     from transformers import HfArgumentParser
+    from transformers.utils import logging as transformers_logging
 except ModuleNotFoundError as error:
     sys.exit(f"renio.py: {error}; run `bash run_all.sh setup`, then `source .venv/bin/activate`")
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Flags and presets
+# --- flags and presets ------------------------------------------------------------------------------------------------
 
 
 def flag(default, text):
@@ -131,10 +131,6 @@ class Config:
     def examples_needed(self):
         return self.max_steps * self.batch_size
 
-    @property
-    def needs_solution(self):
-        return self.method == "sft" or self.privileged
-
 
 GROUPS = {  # first flag of each group of --help -> the group's title
     "output_dir": "the run",
@@ -146,18 +142,15 @@ GROUPS = {  # first flag of each group of --help -> the group's title
     "batch_size": "optimization",
 }
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The weight
+# --- the weight -------------------------------------------------------------------------------------------------------
 
 
 def sample_weights(student_logprobs, teacher_logprobs, mask, threshold, clip_max, clip_min=None, official=False):
     """ReNIO's weight w of each rollout, before Eq. 8 (Eq. 4-7, Algorithm 1): (B,), without a gradient.
 
-    student_logprobs, teacher_logprobs: (B, T), log-probabilities of the sampled tokens, in nats.
-    mask: (B, T), true on the rollout's tokens; other entries are never read.
-    threshold: tau. clip_max, clip_min: epsilon_max and epsilon_min.
-    official: as in the released code, clip before selecting, and select with >= instead of >.
-    A rollout without key tokens weighs 1.
+    student_logprobs, teacher_logprobs: (B, T), log-probabilities of the sampled tokens, in nats. mask: (B, T), true on
+    the rollout's tokens; other entries are never read. threshold: tau. clip_max, clip_min: epsilon_max, epsilon_min.
+    official: as the released code does, clip first, then select with >=. Without key tokens a rollout weighs 1.
     """
     mask = mask.bool()
     log_ratio = (student_logprobs - teacher_logprobs).detach()  # Eq. 4-5, (B, T)
@@ -234,8 +227,7 @@ def sample_means(weights, mask):
     return weights[:, 0] if weights.shape[1] == 1 else mean_over(mask, weights)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The divergence
+# --- the divergence ---------------------------------------------------------------------------------------------------
 
 
 def token_divergence(student_logits, teacher_logits, beta=0.0, temperature=1.0, entry_clip=None):
@@ -273,7 +265,7 @@ class TokenDivergence(NamedTuple):
 
 
 LOGITS = 2 * 10**7  # logits of each model that are held at a time
-CACHED = 10**6  # of these, logits that are worked on at a time: as many as a CPU's cache holds
+CACHED = 10**6  # on a CPU, logits that are worked on at a time; they fit the cache
 
 
 def chunked_divergence(
@@ -288,7 +280,9 @@ def chunked_divergence(
     """
     heads = [Head(head) if isinstance(head, torch.Tensor) else Head(*head) for head in (head, teacher_head)]
     vocabulary = min(len(head.weight) for head in heads)
-    head, teacher_head = (head.rows(vocabulary) for head in heads)
+    same = heads[0].weight is heads[1].weight  # opsd with LoRA: one copy in float32 serves both
+    head, teacher_head = heads[0].rows(vocabulary), heads[1]
+    teacher_head = head if same else teacher_head.rows(vocabulary)
     chunk = chunk or rows_of_chunk(vocabulary, hidden.device)
     fixed = teacher_hidden, teacher_head, tokens, chunk, (beta, temperature, entry_clip)
     divergence, others = ChunkedDivergence.apply(hidden, *head, fixed)
@@ -296,25 +290,26 @@ def chunked_divergence(
 
 
 class ChunkedDivergence(torch.autograd.Function):
-    """`chunked_divergence`. With a frozen head each token's gradient is taken at once; else backward computes again."""
+    """`chunked_divergence`. If the head is frozen, forward computes the gradient; else backward computes it."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, fixed):
-        ctx.fixed, ctx.frozen = fixed, not any(ctx.needs_input_grad[1:3])
+        frozen, needs_slopes = not any(ctx.needs_input_grad[1:3]), ctx.needs_input_grad[0]
         columns, gradient = weight.new_empty(4, len(hidden)), torch.empty_like(hidden, dtype=weight.dtype)
-        for rows, of_chunk, slopes in divergence_chunks(hidden, Head(weight, bias), *fixed, ctx.frozen):
+        for rows, of_chunk, slopes in divergence_chunks(hidden, Head(weight, bias), *fixed, frozen and needs_slopes):
             columns[:, rows] = of_chunk
-            if ctx.frozen:
+            if frozen and needs_slopes:
                 torch.mm(slopes, weight, out=gradient[rows])
-        ctx.save_for_backward(hidden, weight, bias, gradient)
+        ctx.fixed = None if frozen else fixed  # a frozen head is no longer needed
+        ctx.save_for_backward(gradient, *((None, None, None) if frozen else (hidden, weight, bias)))
         ctx.mark_non_differentiable(others := columns[1:].clone())
         return columns[0].clone(), others
 
     @staticmethod
     def backward(ctx, upstream, _):
-        hidden, weight, bias, gradient = ctx.saved_tensors
-        if ctx.frozen:
-            return (gradient * upstream[:, None]).to(hidden.dtype), None, None, None
+        gradient, hidden, weight, bias = ctx.saved_tensors
+        if ctx.fixed is None:
+            return gradient * upstream[:, None], None, None, None
         weight_gradient, bias_gradient = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
         for rows, _, slopes in divergence_chunks(hidden, Head(weight, bias), *ctx.fixed, True):
             slopes *= upstream[rows, None]
@@ -322,14 +317,14 @@ class ChunkedDivergence(torch.autograd.Function):
             weight_gradient.addmm_(slopes.T, widen(hidden[rows]))
             if bias is not None:
                 bias_gradient += slopes.sum(0)
-        return gradient.to(hidden.dtype), weight_gradient, bias_gradient, None
+        return gradient, weight_gradient, bias_gradient, None
 
 
 def divergence_chunks(hidden, head, teacher_hidden, teacher_head, tokens, chunk, settings, with_slopes):
     """For each chunk: its rows, the columns of its TokenDivergence (4, n), and the divergence's gradient for logits.
 
-    The gradient (n, V) comes from autograd and takes the place of the logits. On a CPU `token_divergence` is called for
-    a few rows at a time, so that all that it computes fits the cache.
+    Autograd computes the gradient (n, V), which overwrites the logits to save memory. On a CPU `token_divergence` is
+    called for a few rows at a time, so that all that it computes fits the cache.
     """
     part = max(1, CACHED // len(head.weight)) if hidden.device.type == "cpu" else chunk
     for start in range(0, len(tokens), chunk):
@@ -379,7 +374,7 @@ class Head(NamedTuple):
 
 
 def widen(tensor):
-    """The tensor in float32, or as it is if it is finer. 16-bit values are exact in float32."""
+    """The tensor in float32; a float64 tensor stays as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -392,8 +387,7 @@ def float32_logits(hidden, head):
     return linear(widen(hidden), *head.rows(None))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Prompts and models: what student and teacher read, and their hidden states on the rollouts
+# --- prompts and models: what student and teacher read, and their hidden states on the rollouts -----------------------
 
 
 @dataclass
@@ -448,17 +442,15 @@ def completion_hidden(model, prompts, completions):
     return predicting[completion_mask], completion[completion_mask]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Rollouts
+# --- rollouts ---------------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
     """Sample a completion for each prompt; yields (index of the prompt, completion) as each ends.
 
-    prompts: lists of token ids. A completion is a list of token ids, the end token included. Temperature 0 is greedy.
-    The same seed gives the same completions. Rows that have ended are dropped once they are half of the batch, so that
-    a few long completions don't pay for many short ones.
+    Prompts and completions are lists of token ids; a completion holds its end token. Temperature 0 is greedy. The same
+    seed gives the same completions. Rows that have ended are dropped once they are half of the batch.
     """
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
@@ -539,15 +531,13 @@ def rollout_seed(config, step, rank):
     return (config.seed * 100_000 + step) * 1_000 + rank
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# One update
+# --- one update -------------------------------------------------------------------------------------------------------
 
 
 def distillation_step(student, teacher, rollouts, config, devices, shuffle_seed=0):
     """Gradients of sum_i w_i D_i; returns the divisor sum_i w_i and a record of each rollout.
 
-    `update` divides once. So the update is the same however the batch is split over micro-batches and GPUs (Eq. 8-9).
-    shuffle_seed: of the permutation of renio_shuffled.
+    `update` divides by the divisor once, so the result does not depend on how the batch is split (Eq. 8-9).
     """
     dealt = None
     if config.weighting == "renio_shuffled":
@@ -579,29 +569,25 @@ def distillation_step(student, teacher, rollouts, config, devices, shuffle_seed=
 def compare(student, teacher, rollouts, config):
     """The TokenColumns of a micro-batch: a forward pass of the teacher, then one of the student."""
     teacher_model, teacher_context, _ = teacher
-    completions = [rollout.completion for rollout in rollouts]
     with torch.no_grad(), teacher_context():
-        teacher_prompts = [rollout.example.teacher_prompt for rollout in rollouts]
-        teacher_hidden, _ = completion_hidden(teacher_model, teacher_prompts, completions)
+        prompts = [rollout.example.teacher_prompt for rollout in rollouts]
+        teacher_hidden, _ = completion_hidden(teacher_model, prompts, [rollout.completion for rollout in rollouts])
     hidden, tokens = student_hidden(student, rollouts)
     heads, settings = (Head.of(student), Head.of(teacher_model)), (config.beta, config.temperature, config.entry_clip)
     columns = chunked_divergence(hidden, teacher_hidden, *heads, tokens, *settings)
-    *rows, mask = rows_of(completions, *columns)
+    *rows, mask = rows_of([rollout.completion for rollout in rollouts], *columns)
     mask = mask & (torch.arange(mask.shape[1], device=mask.device) >= config.skip_tokens)
     rows = [row.masked_fill(~mask, 0.0) for row in rows]
     return TokenColumns(*rows, mask, [rollout.correct for rollout in rollouts])
 
 
 def student_hidden(student, rollouts):
-    completions = [rollout.completion for rollout in rollouts]
-    return completion_hidden(student, [rollout.example.student_prompt for rollout in rollouts], completions)
+    prompts = [rollout.example.student_prompt for rollout in rollouts]
+    return completion_hidden(student, prompts, [rollout.completion for rollout in rollouts])
 
 
 def shuffled_weights(student, teacher, rollouts, config, devices, seed):
-    """renio_shuffled: ReNIO's weights of the whole batch, dealt to this rank's rollouts in random order, (B,).
-
-    All weights must be known before the first gradient, so this runs an extra forward pass.
-    """
+    """ReNIO's weights of the whole batch, dealt to this rank's rollouts at random, (B,): an extra forward pass."""
     weights = []
     with torch.no_grad():
         for batch in micro_batches(rollouts, config):
@@ -624,15 +610,13 @@ def by_length(rollouts, config):
 
 
 def update(optimizer, trained, divisor, config, devices):
-    """One step of the optimizer with the gradients over the divisor; returns the gradient's norm and the divisor.
+    """One step with the gradients over the divisor, both summed over all ranks; returns gradient norm and divisor.
 
-    Gradients and divisor are summed over all ranks first. A gradient that is not finite changes nothing.
+    A gradient that is not finite changes nothing.
     """
-    gradients = []
     for p in trained:
-        if p.grad is None:  # an expert that no token chose
-            p.grad = torch.zeros_like(p)
-        gradients.append(p.grad)
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # no gradient: an expert that no token chose
+    gradients = [p.grad for p in trained]
     divisor = devices.sum(gradients, divisor)
     for gradient in gradients:
         gradient.div_(divisor)  # Eq. 8 and 9: sum of w grad D / sum of w
@@ -648,23 +632,17 @@ def update(optimizer, trained, divisor, config, devices):
 
 def learning_rate(config, step):
     """Of update `step` (from 0): linear warm-up, then constant, or linear to 0 at schedule_steps."""
-    scale = 1.0
-    if config.warmup_steps:
-        scale = min(1.0, (step + 1) / config.warmup_steps)
+    rise, fall = min(1.0, (step + 1) / max(1, config.warmup_steps)), 1.0
     if config.schedule_steps:
-        scale *= 1 - step / config.schedule_steps
-    return config.learning_rate * scale
+        fall = 1 - step / config.schedule_steps
+    return config.learning_rate * rise * fall
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The loop
+# --- the loop ---------------------------------------------------------------------------------------------------------
 
 
 def train(config, draw=draw_rollouts):
-    """Train by config.method. Afterwards output_dir holds metrics.jsonl, the checkpoints and final/.
-
-    draw: chooses the rollouts of an update, as `draw_rollouts` does.
-    """
+    """Train by config.method into output_dir. draw: chooses the rollouts of an update, as `draw_rollouts` does."""
     devices = connect(config)
     start = open_output(config, devices)  # the newest checkpoint, or None
     student, tokenizer = load_student(config, devices, start)
@@ -681,7 +659,7 @@ def train(config, draw=draw_rollouts):
     log = Log(config, devices, first_step)
     log.announce(student, tokenizer, teacher, examples)
 
-    for step in log.steps():
+    for step in log.bar:
         started = now()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
@@ -709,8 +687,7 @@ def train(config, draw=draw_rollouts):
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Below: what real runs need besides the method
-# ----------------------------------------------------------------------------------------------------------------------
-# Presets: what differs from the paper's settings, which are Config's defaults (Tables 5 and 6)
+# --- presets: what differs from the paper's settings, which are Config's defaults (Tables 5 and 6) --------------------
 
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False)
 MICRO |= dict(prefix_tokens=50, temperature=1.0, micro_batch_size=16, max_prompt_tokens=256, save_steps=10)
@@ -734,13 +711,9 @@ SCALES = {
 OFFICIAL = dict(token_reduction="mean", entry_clip=0.05, top_p=0.95, top_k=20, max_grad_norm=1.0)
 OFFICIAL |= dict(schedule_steps=126, max_prompt_tokens=20_000)
 OFFICIAL_GRPO = dict(max_grad_norm=1.0, schedule_steps=150, max_prompt_tokens=2048)
-VARIANTS = {
-    "paper": dict(sft={}, grpo={}, opd={}, opsd={}),
-    "official": dict(sft={}, grpo=OFFICIAL_GRPO, opd=OFFICIAL, opsd=OFFICIAL),
-}
+VARIANTS = {"paper": {}, "official": dict(grpo=OFFICIAL_GRPO, opd=OFFICIAL, opsd=OFFICIAL)}
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The baselines: supervised fine-tuning and GRPO
+# --- the baselines: supervised fine-tuning and GRPO -------------------------------------------------------------------
 
 
 def sft_step(student, rollouts, config):
@@ -762,8 +735,7 @@ def grpo_step(student, rollouts, old_logprobs, config, devices):
     """Gradients of GRPO's loss (Shao et al. 2024) without its KL term; returns divisor, records and old_logprobs.
 
     Rollouts of one prompt stand together, config.generations of them. The reward is 1 for a correct rollout, else 0.
-    old_logprobs: under the weights that sampled, a tensor (b, T) a micro-batch. The first update on these rollouts gets
-    None and returns them.
+    old_logprobs: under the weights that sampled, a tensor (b, T) per micro-batch; None in the first update on them.
     """
     rewards = devices.gather([float(rollout.correct is True) for rollout in rollouts])  # a group may span two ranks
     groups = torch.tensor(rewards).view(-1, config.generations)
@@ -788,8 +760,7 @@ def grpo_step(student, rollouts, old_logprobs, config, devices):
 
 def completion_logprobs(student, rollouts, temperature):
     """Log-probabilities (b, T) of the rollouts' tokens under the student, 0 behind each end, and the mask (b, T)."""
-    hidden, tokens = student_hidden(student, rollouts)
-    head = Head.of(student)
+    hidden, tokens, head = *student_hidden(student, rollouts), Head.of(student).rows(None)
 
     def logprobs_of(hidden, tokens):
         return token_logprobs(float32_logits(hidden, head), tokens, temperature)
@@ -800,8 +771,7 @@ def completion_logprobs(student, rollouts, temperature):
     return rows_of([rollout.completion for rollout in rollouts], logprobs)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Prompts
+# --- prompts ----------------------------------------------------------------------------------------------------------
 
 MATH = "Reason step by step and put the final answer in \\boxed{}."
 CODE = "Reason step by step and end with the complete program in one ```python block."
@@ -871,8 +841,7 @@ def render_chat(tokenizer, content, thinking):
         raise UserError(f"the chat template of {name} fails: {one_line(error)}") from None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Data
+# --- data -------------------------------------------------------------------------------------------------------------
 
 
 def load_examples(config, tokenizer, teacher):
@@ -899,7 +868,7 @@ def render_rows(config, rows, tokenizer, teacher, rng, skipped):
     """The usable ones of the rows as Examples; counts the others in `skipped`, a Counter, by reason."""
     student_template, teacher_template = prompt_templates(config)
     longest, messages, thinking, examples = config.max_prompt_tokens, [], [], []
-    if config.needs_solution:
+    if config.privileged or config.method == "sft":
         skipped.update("without a solution" for row in rows if not row["solution"])
         rows = [row for row in rows if row["solution"]]
     if not rows:  # a tokenizer takes no empty list
@@ -930,7 +899,8 @@ def read_rows(config, rng):
     if make:
         rows = make(config.examples_needed, config.seed)
     else:
-        rows = read_problems(config.dataset, need_solution=config.needs_solution, task=config.task)
+        need_solution = config.privileged or config.method == "sft"
+        rows = read_problems(config.dataset, need_solution=need_solution, task=config.task)
         graded = any(row["answer"] for row in rows) or (config.method != "grpo" and config.weighting != "correctness")
         need(graded, f"--dataset {config.dataset}: no answers, which grpo and --weighting correctness grade by")
     if not share:
@@ -1005,33 +975,30 @@ def read_table(source, split="train", limit=None):
 
     With a limit, rows of the hub are fetched as they are read.
     """
-    source, path = str(source), Path(source)
+    source, path, rows = str(source), Path(source), []
     ending = source.removesuffix(".gz").rpartition(".")[2]
     is_file = ending in ("json", "jsonl", "csv", "parquet")
     need(path.exists() or not is_file, f"{source}: no such file")
     try:
-        if not is_file or ending in ("csv", "parquet"):
+        if ending in ("json", "jsonl"):  # by line, since Arrow refuses a column that holds 5 and "5"
+            text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            text = text.decode("utf-8-sig")
+        else:
             import datasets
 
             if is_file:
                 return datasets.load_dataset(ending, data_files=source, split="train")
             return datasets.load_dataset(*source.split(":"), split=split, streaming=limit is not None)
-        # Arrow, behind `datasets`, refuses a column that holds 5 and "5", which users have; so JSON is read by line
-        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        text = text.decode("utf-8-sig")
     except Exception as error:  # a hub's client raises many kinds
         kinds = "a local .json, .jsonl, .jsonl.gz, .csv or .parquet file, or a data set on the hub"
         raise UserError(f"{source} can't be read ({one_line(error)}); it must be {kinds}") from None
-    lines = enumerate(text.split("\n"), start=1)
-    if ending == "json" and text.lstrip().startswith("["):
-        lines = [(1, text)]
-    rows = []
-    for number, line in lines:
+    is_list = ending == "json" and text.lstrip().startswith("[")
+    for number, line in [(1, text)] if is_list else enumerate(text.split("\n"), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
             raise UserError(f"{source}, line {number + error.lineno - 1}: not JSON ({error.msg})") from None
-    return rows[0] if len(rows) == 1 and isinstance(rows[0], list) else rows
+    return rows[0] if is_list else rows
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -1258,8 +1225,7 @@ def arith_verdict(text, gold):
     return "equal" if "".join(arith_results(text).values()) == gold else "different"
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Models
+# --- models -----------------------------------------------------------------------------------------------------------
 
 MICRO_MODELS = {"init:micro": (96, 3), "init:micro-teacher": (128, 3)}  # hidden size, layers
 
@@ -1313,7 +1279,6 @@ def load_model(name, dtype="float32", device="cpu", seed=0):
     An adapter's folder gives its base with the adapter. Raises UserError for a model that can't be used here.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import is_flash_attn_2_available
 
     if name.startswith("init:"):
         return init_model(name, arith_tokenizer(), seed).to(device, getattr(torch, dtype))
@@ -1321,8 +1286,6 @@ def load_model(name, dtype="float32", device="cpu", seed=0):
     check_folder(base or name)
     if device.startswith("cuda"):
         options["device_map"] = device
-        if dtype == "bfloat16" and is_flash_attn_2_available():
-            options["attn_implementation"] = "flash_attention_2"
     try:
         model = AutoModelForCausalLM.from_pretrained(base or name, **options)
         if base:
@@ -1412,8 +1375,7 @@ def rows_of(completions, *columns):
 def merged_adapter(model):
     """Within it the model is in evaluation mode, and a LoRA adapter is merged into float32 weights, which saves time.
 
-    16-bit weights would round small updates away, so there the adapter stays on. Afterwards the weights are restored
-    from copies, since unmerging leaves rounding errors.
+    16-bit weights would round small updates away. Copies restore the weights, since unmerging leaves rounding errors.
     """
     was_training = model.training
     merged = []
@@ -1440,8 +1402,7 @@ def end_ids(model, tokenizer):
     return sorted({tokenizer.eos_token_id, *listed} - {None})
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Rollouts through transformers or vLLM
+# --- rollouts through transformers or vLLM ----------------------------------------------------------------------------
 
 
 class Sampler:
@@ -1487,18 +1448,15 @@ class Sampler:
 
 
 def need_vllm(flag):
-    """Raise UserError, naming the flag that asks for vLLM, where it is not installed."""
-    advice = "pip install vllm==0.32.0 (without a GPU as tests/test_vllm.py says)"
-    need(find_spec("vllm"), f"{flag} vllm: vLLM is not installed; {advice}")
+    need(find_spec("vllm"), f"{flag} vllm: not installed; pip install vllm==0.32.0 (on a CPU see tests/test_vllm.py)")
 
 
 class VllmSampler:
-    """Does through vLLM, in this process, what `sample` does. Called with the arguments of `sample` but the model.
+    """`sample` by vLLM, in this process. Takes the arguments of `sample` without the model; seed may be one per prompt.
 
-    flag: the option that asks for vLLM, for errors. model: a folder or hub name, or an adapter's folder. max_length:
-    tokens of the longest prompt and its completion. memory: share of the GPU's memory, or without a GPU the machine's.
-    max_rows: completions at a time. lora_r: rank of the adapters to come. sleeps: frees its GPU memory by `sleep`.
-    The same seed, or list of a seed a prompt, gives the same completions, but not those of `sample`.
+    flag: the option that asks for vLLM. model: a folder (an adapter's too) or hub name. max_length: of prompt and
+    completion. memory: share of the GPU's memory (on a CPU, of the machine's). max_rows: completions at a time.
+    lora_r: rank of the adapters to come. sleeps: frees its GPU memory by `sleep`.
     """
 
     running = None  # the engine of this process
@@ -1508,7 +1466,10 @@ class VllmSampler:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must see the trainer's tensors
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        self.flag, self.adapter, self.adapters, self.folder = flag, None, 0, None
+        os.environ.setdefault(
+            "VLLM_FLOAT32_MATMUL_PRECISION", "high"
+        )  # or it would switch TF32 off for the trainer too
+        self.adapter, self.adapters, self.folder = None, 0, None
         base = adapter_base(model)
         if base and not lora_r:
             lora_r = json.loads(Path(model, "adapter_config.json").read_text(encoding="utf-8"))["r"]
@@ -1573,10 +1534,7 @@ class VllmSampler:
 
         self.adapters += 1  # under an old number vLLM would go on with the old adapter
         self.adapter = LoRARequest(f"adapter {self.adapters}", self.adapters, str(folder))
-        try:
-            self.llm.llm_engine.add_lora(self.adapter)
-        except (RuntimeError, ValueError) as error:
-            raise UserError(f"{self.flag} vllm: it can't take the adapter: {one_line(error)}") from None
+        self.llm.llm_engine.add_lora(self.adapter)
 
     def __call__(self, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
         from vllm import SamplingParams
@@ -1596,8 +1554,7 @@ class VllmSampler:
                     yield int(output.request_id), list(output.outputs[0].token_ids)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Several GPUs
+# --- several GPUs -----------------------------------------------------------------------------------------------------
 
 
 class Devices:
@@ -1613,9 +1570,8 @@ class Devices:
 
     def gather(self, items):
         """The items of all ranks in one list; puts parts together again."""
-        lists = [items]
+        lists = [items] * self.world
         if self.world > 1:
-            lists = [None] * self.world
             dist.all_gather_object(lists, items)
         return [item for items in lists for item in items]
 
@@ -1634,7 +1590,7 @@ def pick_device():
     """cuda where there is a GPU, else cpu. Raises UserError for a GPU that torch can't use."""
     if torch.cuda.is_available():
         return "cuda"
-    unused = list(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    unused = list(Path("/dev").glob("nvidia[0-9]*")) and os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
     advice = f"update its driver for CUDA {torch.version.cuda} or reinstall torch, or set CUDA_VISIBLE_DEVICES= "
     need(not unused, f"torch {torch.__version__} can't use the GPU of this machine; {advice}to do without it")
     return "cpu"
@@ -1659,8 +1615,7 @@ def connect(config):
     return Devices(device, dist.get_rank(), world)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The output folder
+# --- the output folder ------------------------------------------------------------------------------------------------
 
 NO_SETTINGS = ("output_dir", "resume", "vllm_memory")  # flags that don't change what is trained
 
@@ -1690,8 +1645,7 @@ def save(config, name, student, tokenizer, devices, optimizer=None):
     folder, aside = Path(config.output_dir, name), Path(config.output_dir, name + ".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        student.should_save_on_this_rank = lambda is_main_process: True  # transformers would leave it to rank 0
-        student.save_pretrained(aside)
+        student.save_pretrained(aside, **(dict(save_embedding_layers=False) if config.lora_r else {}))
         tokenizer.save_pretrained(aside)
         if optimizer:
             torch.save(optimizer.state_dict(), aside / "trainer_state.pt")
@@ -1734,8 +1688,7 @@ def only_run_in(output_dir):
         raise UserError(f"--output_dir {output_dir}: another run is at work in it") from None
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The log: metrics, rollouts, trackers, time and memory
+# --- the log: metrics, rollouts, trackers, time and memory ------------------------------------------------------------
 
 
 class Log:
@@ -1744,10 +1697,13 @@ class Log:
     def __init__(self, config, devices, first_step):
         self.config, self.first_step, self.writes, self.not_finite = config, first_step, devices.rank == 0, 0
         self.metrics, self.rollouts = (Path(config.output_dir, name) for name in ("metrics.jsonl", "rollouts.jsonl"))
+        steps = range(first_step, config.max_steps)
+        self.bar = tqdm(steps, config.method, config.max_steps, initial=first_step, disable=not self.writes)
         for path, rows in ((self.metrics, first_step), (self.rollouts, first_step * config.batch_size)):
             if self.writes and path.exists():  # drop rows of steps that will be made again
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                path.write_text("".join(lines[:rows]), encoding="utf-8")
+                lines, aside = path.read_text(encoding="utf-8").splitlines(keepends=True), Path(f"{path}.tmp")
+                aside.write_text("".join(lines[:rows]), encoding="utf-8")
+                aside.replace(path)
 
     def announce(self, student, tokenizer, teacher, examples):
         """Say what is about to happen. Raises UserError where the teacher can teach nothing."""
@@ -1765,12 +1721,6 @@ class Log:
                 lines.append(f"warning: end tokens differ, student {ends}, teacher {others}: rollouts may grow longer")
         if self.writes:
             print(*lines, sep="\n", flush=True)
-
-    def steps(self):
-        """The steps to make, with a progress bar."""
-        steps, first = range(self.first_step, self.config.max_steps), self.first_step
-        self.bar = tqdm(steps, self.config.method, self.config.max_steps, initial=first, disable=not self.writes)
-        return self.bar
 
     def write(self, step, records, divisor, grad_norm, drawn, seconds):
         """The row of `step` (from 0), made of the records of all ranks' rollouts; drawn: metrics of drawing them."""
@@ -1825,24 +1775,19 @@ def distillation_records(rollouts, tokens, losses, weights, config):
 def step_metrics(records, divisor, config):
     """The metrics of a step, from the records of all its rollouts. A row of metrics.jsonl holds:
 
-    step, loss                  what the update descends: weighted divergence of a rollout, mean over the batch;
-                                sft: cross-entropy per token; grpo: minus its objective
+    loss                        weighted divergence of a rollout, mean over the batch; sft: cross-entropy per token
     divergence, teacher_entropy means over tokens, in nats
     weight_mean, weight_max     of the weights used (Eq. 7), before Eq. 8; under --variant official after it
-    effective_sample_size       (sum of w)^2 / sum of w^2: how many rollouts of equal weight would vary as much
+    effective_sample_size       (sum of w)^2 / sum of w^2: number of equally weighted rollouts with the same variance
     key_token_share             tokens above the threshold (Eq. 6)
-    first_token_key_share       share of the key tokens that are first tokens; first_token_divergence_share likewise
-    completion_length           tokens per rollout
-    truncation_rate             rollouts without an end
+    first_token_key_share       key tokens that are first tokens; first_token_divergence_share: divergence likewise
+    completion_length           tokens per rollout; truncation_rate: rollouts without an end
     graded, rollout_accuracy    rollouts with an answer to grade; share of these that is correct
     weight_auc_wrong            chance that ReNIO's weight of an incorrect rollout exceeds that of a correct one
-    reward, silent_share        grpo: correct rollouts; rollouts with advantage 0
-    clipped_share               grpo: tokens with a clipped ratio
+    reward, silent_share        grpo: correct rollouts; rollouts with advantage 0; clipped_share: clipped tokens
     drawn                       filter study: rollouts sampled for the update; also drawn_correct, drawn_ungradable
-    grad_norm                   before clipping
-    learning_rate, skipped      of this update; whether it was skipped because its gradient was not finite
+    grad_norm                   before clipping; skipped: the gradient was not finite, and nothing changed
     seconds                     of the step; seconds_rollout with grading, seconds_update
-    tokens_per_second           tokens of rollouts, over the whole step
     peak_memory_gb              GPU memory allocated in the step, or resident memory of the process
     """
     n, tokens = len(records), total(records, "length")
@@ -1893,8 +1838,7 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# The command line
+# --- the command line -------------------------------------------------------------------------------------------------
 
 
 class Parser(HfArgumentParser):
@@ -1926,7 +1870,7 @@ def parse_config(argv, config_class=Config):
     known = first.scale or not named or first.model.startswith("init:")
     need(known, f"--model {first.model}: name its --scale too ({', '.join(SCALES)}), for learning rate and lengths")
     scale = first.scale or "micro"
-    presets = SCALES[scale][first.method] | VARIANTS[first.variant][first.method]
+    presets = SCALES[scale][first.method] | VARIANTS[first.variant].get(first.method, {})
     parser.set_defaults(**dict(scale=scale, privileged=first.method == "opsd") | presets)
     config = config_class(**vars(parser.parse_args(argv)))
     check(config)
@@ -1940,16 +1884,21 @@ def check(config):
     student, teacher = prompt_templates(c)
     mistakes = (
         (not c.output_dir, "--output_dir: required"),
+        (
+            min(c.batch_size, c.micro_batch_size, c.generations, c.max_steps) < 1,
+            "batch sizes and steps must be positive",
+        ),
         (c.method == "opd" and not c.teacher, "--method opd: give a --teacher (a folder or hub name), or take opsd"),
         (c.method != "opd" and c.teacher, f"--teacher: only for --method opd, not for {c.method}"),
         (not distills and c.weighting != "none", f"--weighting: {c.method} has no divergence to weight"),
         (not distills and c.save_rollouts, f"--save_rollouts: {c.method} has no log-ratios to write"),
         (not distills and c.privileged, "--privileged: only for --method opd and opsd"),
         (c.method != "sft" and c.privileged_share, "--privileged_share: only for --method sft"),
-        (c.method == "grpo" and c.batch_size % c.generations, "--generations: must divide --batch_size"),
+        (c.method == "grpo" and c.batch_size % max(1, c.generations), "--generations: must divide --batch_size"),
         (0 < c.schedule_steps < c.max_steps, "--schedule_steps: the learning rate would be 0 before --max_steps"),
         (not 0 <= c.beta <= 1, f"--beta {c.beta}: must lie in [0, 1]"),
         (c.temperature <= 0, f"--temperature {c.temperature}: must be above 0"),
+        (not 0 < c.top_p <= 1, f"--top_p {c.top_p}: must be above 0 and at most 1"),
         (lowest >= c.log_ratio_clip, "--log_ratio_clip_min: must be below --log_ratio_clip"),
         (c.variant == "official" and lowest > -math.inf, "--log_ratio_clip_min: the released code has no lower clip"),
         (c.weighting == "correctness" and c.log_ratio_clip == math.inf, "--weighting correctness: needs a finite clip"),
@@ -1981,6 +1930,7 @@ def main(argv=None, config_class=Config, run=train):
     script = Path(sys.argv[0]).name
     try:
         config = parse_config(sys.argv[1:] if argv is None else argv, config_class)
+        transformers_logging.disable_progress_bar()
         if pick_device() == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32
         else:
@@ -1990,6 +1940,8 @@ def main(argv=None, config_class=Config, run=train):
                     mallopt(option, value)
         with only_run_in(config.output_dir):
             run(config)
+        if dist.is_initialized():  # after an error a rank only exits: the others are ended by torchrun
+            dist.destroy_process_group()
     except UserError as error:
         sys.exit(f"{script}: {error}")
     except KeyboardInterrupt:
@@ -1999,11 +1951,11 @@ def main(argv=None, config_class=Config, run=train):
         where = f": {error.filename}" if error.filename else ""
         sys.exit(f"{script}: {error.strerror or error}{where}; {SAVED}")
     except torch.cuda.OutOfMemoryError as error:
-        sys.exit(f"{script}: {one_line(error)} Lower --micro_batch_size, then --prefix_tokens")
+        advice = "In updates lower --micro_batch_size, in rollouts use --rollout_engine vllm or lower --prefix_tokens"
+        sys.exit(f"{script}: {one_line(error)} {advice}")
     finally:
-        VllmSampler.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            VllmSampler.close()
 
 
 if __name__ == "__main__":

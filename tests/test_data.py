@@ -103,7 +103,7 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path, name):
         (b"", "no rows"),
         (b'{"problem": "x", "solution": "y"}\n\n{oops}', "line 3: not JSON"),
         ("{}".encode("utf-16"), "can't be read"),
-        (b"[1, 2]", "row 1: expected columns, found int"),
+        (b"[1, 2]", "row 1: expected columns, found list"),
         (b'{"quiz": "x"}', r"row 1: no text in a column problem or question or prompt; its columns are quiz"),
         (
             b'{"problem": "x", "solution": "y"}\n{"problem": null, "solution": "2"}',
