@@ -16,8 +16,7 @@ which drops the first tokens of each rollout from the teacher's context; it pads
 positions; it merges the adapter into 16-bit weights before sampling, which rounds small updates away.
 Left out against the paper: GRPO's KL term, which the released script switches off too.
 
-This file imports nothing else of the project. Read it from the top: flags, the weight, the divergence, models,
-rollouts, one update, the loop. Below a line that says so stands what real runs need besides.
+Read it from the top: flags, the weight, the divergence, models, rollouts, one update, the loop. Below stands the rest.
 """
 
 import argparse
@@ -38,7 +37,7 @@ import tempfile
 import time
 import unicodedata
 from array import array
-from collections import Counter
+from collections import Counter, namedtuple
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from fractions import Fraction
@@ -59,9 +58,8 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"renio.py: {error}; run `bash run_all.sh setup`, then `source .venv/bin/activate`")
 
+
 # --- flags and presets ------------------------------------------------------------------------------------------------
-
-
 def flag(default, text):
     """A field of Config: its default and its line of --help."""
     return field(default=default, metadata=dict(help=f"{text} (default: %(default)s)"))
@@ -79,14 +77,12 @@ class Config:
     seed: int = flag(0, "seed of initial weights, data order and rollouts")
     save_steps: int = flag(25, "updates between checkpoints; 0 saves only final/")
     save_rollouts: bool = flag(False, "opd and opsd: write every rollout, its weight and log-ratios to rollouts.jsonl")
-
     model: str = flag("Qwen/Qwen3-1.7B", "student: a folder, a hub name, init:micro or init:micro-teacher (random)")
     teacher: str | None = flag(None, "opd: a folder or a hub name; opsd's teacher is the student's initial weights")
     lora_r: int = flag(64, "rank of the LoRA adapter of all linear layers but the head; 0 trains all weights")
     lora_alpha: int = flag(128, "the adapter is scaled by lora_alpha / lora_r")
     dtype: Literal["float32", "bfloat16"] = flag("bfloat16", "data type of the weights")
     gradient_checkpointing: bool = flag(True, "recompute activations in the backward pass")
-
     dataset: str = flag("siyanzhao/Openthoughts_math_30k_opsd", "hub name, file, or arith, arith-gaps, products")
     task: Literal["math", "code", "arith"] = flag("math", "which prompts to use")
     student_prompt: str | None = flag(None, "message with {problem}; default: the task's in PROMPTS")
@@ -96,14 +92,12 @@ class Config:
     teacher_thinking: bool = flag(True, "thinking mode of the chat template in the teacher's prompt")
     max_prompt_tokens: int = flag(4096, "problems with a longer prompt on either side are skipped and counted")
     privileged_share: float = flag(0.0, "sft: share of rows with the solution in the prompt")
-
     prefix_tokens: int = flag(1024, "longest rollout in tokens; the paper: 1024 (Qwen3), 2048 (R1), 4096 (full)")
     temperature: float = flag(1.1, "of the rollouts, and of both distributions in the loss")
     top_p: float = flag(1.0, "rollouts are drawn from the likeliest tokens that hold this probability; 1: off")
     top_k: int = flag(0, "rollouts are drawn from this many likeliest tokens; 0: off")
     rollout_engine: Literal["transformers", "vllm"] = flag("transformers", "what samples the rollouts")
     vllm_memory: float = flag(0.3, "share of the GPU's memory that vLLM may take")
-
     beta: float = flag(0.0, "divergence: 0 forward KL(T||S), 1 reverse KL(S||T), between: generalized JSD")
     skip_tokens: int = flag(0, "leave this many first tokens of each rollout out of loss and weight")
     token_reduction: Literal["sum", "mean"] = flag("sum", "over the tokens of a rollout (Eq. 2: sum)")
@@ -115,10 +109,8 @@ class Config:
     log_ratio_clip: float = flag(3.0, "epsilon_max: upper clip of the key tokens' log-ratio (Algorithm 1)")
     log_ratio_clip_min: float | None = flag(None, "epsilon_min: lower clip (Algorithm 1)")
     weight_norm: Literal["batch", "none"] = flag("batch", "divide by the batch's mean weight (Eq. 8), or not")
-
     generations: int = flag(8, "rollouts per prompt; each reward is compared with its group's mean")
     iterations: int = flag(2, "updates on the same rollouts")
-
     batch_size: int = flag(32, "rollouts per update, over all GPUs")
     micro_batch_size: int = flag(4, "rollouts per forward and backward pass on one GPU")
     learning_rate: float = flag(5e-6, "of AdamW without weight decay; the paper: 5e-6 (Qwen3), 1e-6 (R1)")
@@ -132,19 +124,13 @@ class Config:
         return self.max_steps * self.batch_size
 
 
-GROUPS = {  # first flag of each group of --help -> the group's title
-    "output_dir": "the run",
-    "model": "models",
-    "dataset": "data and prompts",
-    "prefix_tokens": "rollouts (opd, opsd, grpo; sft cuts solutions to prefix_tokens)",
-    "beta": "distillation (opd, opsd; token_reduction also grpo)",
-    "generations": "grpo",
-    "batch_size": "optimization",
-}
+# first flag of each group of --help -> the group's title
+GROUPS = {"output_dir": "the run", "model": "models", "dataset": "data and prompts", "batch_size": "optimization"}
+GROUPS |= {"prefix_tokens": "rollouts (opd, opsd, grpo; sft cuts solutions to prefix_tokens)", "generations": "grpo"}
+GROUPS["beta"] = "distillation (opd, opsd; token_reduction also grpo)"
+
 
 # --- the weight -------------------------------------------------------------------------------------------------------
-
-
 def sample_weights(student_logprobs, teacher_logprobs, mask, threshold, clip_max, clip_min=None, official=False):
     """ReNIO's weight w of each rollout, before Eq. 8 (Eq. 4-7, Algorithm 1): (B,), without a gradient.
 
@@ -228,8 +214,6 @@ def sample_means(weights, mask):
 
 
 # --- the divergence ---------------------------------------------------------------------------------------------------
-
-
 def token_divergence(student_logits, teacher_logits, beta=0.0, temperature=1.0, entry_clip=None):
     """Divergence of teacher and student at every token, over the full vocabulary (the summand of Eq. 2).
 
@@ -255,15 +239,8 @@ def token_divergence(student_logits, teacher_logits, beta=0.0, temperature=1.0, 
     return terms.sum(-1)
 
 
-class TokenDivergence(NamedTuple):
-    """What `chunked_divergence` returns of each token, (N,) each, in nats; only the divergence has a gradient."""
-
-    divergence: torch.Tensor
-    student_logprob: torch.Tensor
-    teacher_logprob: torch.Tensor
-    teacher_entropy: torch.Tensor
-
-
+# What `chunked_divergence` returns of each token, (N,) each, in nats; only the divergence has a gradient.
+TokenDivergence = namedtuple("TokenDivergence", "divergence student_logprob teacher_logprob teacher_entropy")
 LOGITS = 2 * 10**7  # logits of each model that are held at a time
 CACHED = 10**6  # on a CPU, logits that are worked on at a time; they fit the cache
 
@@ -388,10 +365,7 @@ def float32_logits(hidden, head):
 
 
 # --- prompts and models: what student and teacher read, and their hidden states on the rollouts -----------------------
-
-
-@dataclass
-class Example:
+class Example(NamedTuple):
     """A row of the data set, with the token ids of both prompts; sft and grpo have no teacher."""
 
     row: dict
@@ -436,15 +410,14 @@ def completion_hidden(model, prompts, completions):
     prompt, prompt_mask = pad(prompts, "left", device)  # (B, P)
     completion, completion_mask = pad(completions, "right", device)  # (B, T)
     mask = torch.cat([prompt_mask, completion_mask], 1)
-    inputs = dict(input_ids=torch.cat([prompt, completion], 1), attention_mask=mask, position_ids=position_ids(mask))
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    inputs = dict(input_ids=torch.cat([prompt, completion], 1), attention_mask=mask, position_ids=positions)
     out = model.get_decoder()(**inputs, use_cache=False)
     predicting = out.last_hidden_state[:, prompt.shape[1] - 1 : -1]  # (B, T, D), position t - 1 predicts token t
     return predicting[completion_mask], completion[completion_mask]
 
 
 # --- rollouts ---------------------------------------------------------------------------------------------------------
-
-
 @torch.inference_mode()
 def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, top_k=0, seed=0):
     """Sample a completion for each prompt; yields (index of the prompt, completion) as each ends.
@@ -456,7 +429,7 @@ def sample(model, prompts, max_new_tokens, eos_ids, temperature=1.0, top_p=1.0, 
     generator = torch.Generator(device).manual_seed(seed)
     ends = torch.tensor(eos_ids, device=device)
     ids, mask = pad(prompts, "left", device)  # (B, P)
-    positions, cache, head = position_ids(mask), None, Head.of(model).rows(None)
+    positions, cache, head = (mask.cumsum(1) - 1).clamp(min=0), None, Head.of(model).rows(None)
     rows = list(range(len(prompts)))  # which prompt each row of the batch continues
     completions = [[] for _ in prompts]
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -532,8 +505,6 @@ def rollout_seed(config, step, rank):
 
 
 # --- one update -------------------------------------------------------------------------------------------------------
-
-
 def distillation_step(student, teacher, rollouts, config, devices, shuffle_seed=0):
     """Gradients of sum_i w_i D_i; returns the divisor sum_i w_i and a record of each rollout.
 
@@ -544,13 +515,12 @@ def distillation_step(student, teacher, rollouts, config, devices, shuffle_seed=
         dealt = shuffled_weights(student, teacher, rollouts, config, devices, shuffle_seed)  # (B,)
     normalized = config.weighting != "none" and config.weight_norm == "batch"
     divisor, records = 0.0, []
-    for start in range(0, len(rollouts), config.micro_batch_size):
-        batch = rollouts[start : start + config.micro_batch_size]
+    for batch in micro_batches(rollouts, config):
         tokens = compare(student, teacher, batch, config)  # d of Eq. 2, log p of Eq. 4, (b, T) each
         if dealt is None:
             weights = WEIGHTINGS[config.weighting](tokens, config)  # w, Eq. 4-7, (b, 1) or (b, T)
         else:
-            weights = dealt[start : start + len(batch), None]
+            weights = dealt[len(records) :][: len(batch), None]
         if normalized and config.variant == "official":  # the release normalizes here, over the micro-batch
             weights = (weights / sample_means(weights, tokens.mask).mean()).clamp(max=10.0)
         losses = (weights * tokens.divergence).sum(1)  # w D, (b,)
@@ -632,15 +602,12 @@ def update(optimizer, trained, divisor, config, devices):
 
 def learning_rate(config, step):
     """Of update `step` (from 0): linear warm-up, then constant, or linear to 0 at schedule_steps."""
-    rise, fall = min(1.0, (step + 1) / max(1, config.warmup_steps)), 1.0
-    if config.schedule_steps:
-        fall = 1 - step / config.schedule_steps
+    rise = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    fall = 1 - step / config.schedule_steps if config.schedule_steps else 1.0
     return config.learning_rate * rise * fall
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
-
-
 def train(config, draw=draw_rollouts):
     """Train by config.method into output_dir. draw: chooses the rollouts of an update, as `draw_rollouts` does."""
     devices = connect(config)
@@ -713,9 +680,8 @@ OFFICIAL |= dict(schedule_steps=126, max_prompt_tokens=20_000)
 OFFICIAL_GRPO = dict(max_grad_norm=1.0, schedule_steps=150, max_prompt_tokens=2048)
 VARIANTS = {"paper": {}, "official": dict(grpo=OFFICIAL_GRPO, opd=OFFICIAL, opsd=OFFICIAL)}
 
+
 # --- the baselines: supervised fine-tuning and GRPO -------------------------------------------------------------------
-
-
 def sft_step(student, rollouts, config):
     """Gradients of the solutions' cross-entropy, summed over tokens; returns the number of tokens and records."""
     divisor, records = 0.0, []
@@ -726,9 +692,6 @@ def sft_step(student, rollouts, config):
         divisor += mask.sum().item()
         records += rollout_records(batch, loss=losses)
     return divisor, records
-
-
-RATIO_CLIP = 0.2  # grpo: the ratio of new to old probability is clipped to [1 - RATIO_CLIP, 1 + RATIO_CLIP]
 
 
 def grpo_step(student, rollouts, old_logprobs, config, devices):
@@ -748,12 +711,12 @@ def grpo_step(student, rollouts, old_logprobs, config, devices):
         old = logprobs.detach() if old_logprobs is None else old_logprobs[i]
         advantage = advantages[len(records) :][: len(batch), None]  # (b, 1)
         ratio = (logprobs - old).exp()
-        clipped = ratio.clamp(1 - RATIO_CLIP, 1 + RATIO_CLIP)
+        clipped = ratio.clamp(0.8, 1.2)
         losses = -(torch.minimum(ratio * advantage, clipped * advantage) * mask).sum(1)  # (b,)
         if config.token_reduction == "mean":
             losses = losses / mask.sum(1)
         losses.sum().backward()
-        outside = ((ratio.detach() - 1).abs() > RATIO_CLIP) & mask
+        outside = (ratio.detach() != clipped.detach()) & mask
         records += rollout_records(batch, loss=losses, advantage=advantage[:, 0], clipped=outside.sum(1))
     return float(len(rollouts)), records, old_logprobs or new_logprobs
 
@@ -801,8 +764,7 @@ def prompt_templates(config):
     """The templates of the student's message and of the teacher's; for sft the second is for rows with a solution."""
     student, privileged = PROMPTS[config.task]
     student = config.student_prompt or student
-    teacher = privileged if config.privileged or config.method == "sft" else student
-    return student, config.teacher_prompt or teacher
+    return student, config.teacher_prompt or (privileged if config.privileged or config.method == "sft" else student)
 
 
 def fill_prompt(template, row):
@@ -834,16 +796,13 @@ def prompts_ids(tokenizer, messages, thinking):
 def render_chat(tokenizer, content, thinking):
     name, chat = tokenizer.name_or_path, [dict(role="user", content=content)]
     need(tokenizer.chat_template, f"the tokenizer of {name} has no chat template: use an instruct model")
-    options = dict(add_generation_prompt=True, enable_thinking=thinking, tokenize=False)
     try:
-        return tokenizer.apply_chat_template(chat, **options)
+        return tokenizer.apply_chat_template(chat, add_generation_prompt=True, enable_thinking=thinking, tokenize=False)
     except Exception as error:  # a template may raise anything
         raise UserError(f"the chat template of {name} fails: {one_line(error)}") from None
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
-
-
 def load_examples(config, tokenizer, teacher):
     """The examples of the whole run, in order; each epoch takes the usable rows in a new order. Counts skipped rows."""
     needed, rng = config.examples_needed, random.Random(config.seed)
@@ -899,8 +858,7 @@ def read_rows(config, rng):
     if make:
         rows = make(config.examples_needed, config.seed)
     else:
-        need_solution = config.privileged or config.method == "sft"
-        rows = read_problems(config.dataset, need_solution=need_solution, task=config.task)
+        rows = read_problems(config.dataset, "train", config.privileged or config.method == "sft", config.task)
         graded = any(row["answer"] for row in rows) or (config.method != "grpo" and config.weighting != "correctness")
         need(graded, f"--dataset {config.dataset}: no answers, which grpo and --weighting correctness grade by")
     if not share:
@@ -1360,10 +1318,6 @@ def pad(rows, side, device="cpu"):
     return [torch.nn.utils.rnn.pad_sequence(x, batch_first=True, padding_side=side).to(device) for x in (rows, mask)]
 
 
-def position_ids(mask):
-    return (mask.cumsum(1) - 1).clamp(min=0)  # (B, T), padding not counted
-
-
 def rows_of(completions, *columns):
     """Columns (N,) of the tokens of all completions as rows (b, T), 0 behind each end, and the rows' mask (b, T)."""
     lengths = torch.tensor([len(completion) for completion in completions], device=columns[0].device)
@@ -1403,8 +1357,6 @@ def end_ids(model, tokenizer):
 
 
 # --- rollouts through transformers or vLLM ----------------------------------------------------------------------------
-
-
 class Sampler:
     """Gives rollouts of examples. Within `with sampler:` the student's present weights sample. For sft: solutions."""
 
@@ -1555,8 +1507,6 @@ class VllmSampler:
 
 
 # --- several GPUs -----------------------------------------------------------------------------------------------------
-
-
 class Devices:
     """This process among those of torchrun: each rank has a part of the batch, gradients are summed over the ranks."""
 
@@ -1604,14 +1554,13 @@ def connect(config):
     need(config.batch_size % multiple == 0, f"--batch_size: must be a multiple of {multiple} ({reason})")
     if world == 1:
         return Devices(device)
-    backend = "gloo"
     if device == "cuda":
         gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         need(processes <= gpus, f"torchrun started {processes} processes for {gpus} GPUs; use --nproc_per_node {gpus}")
-        device, backend = f"cuda:{os.environ['LOCAL_RANK']}", "nccl"
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group(backend, timeout=timedelta(hours=12))  # ranks wait for the slowest one's rollouts
+    if not dist.is_initialized():  # by nccl or gloo; ranks wait for the slowest one's rollouts
+        dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=timedelta(hours=12))
     return Devices(device, dist.get_rank(), world)
 
 
@@ -1689,8 +1638,6 @@ def only_run_in(output_dir):
 
 
 # --- the log: metrics, rollouts, trackers, time and memory ------------------------------------------------------------
-
-
 class Log:
     """What a run tells through its first rank: metrics of each step, rollouts where asked for, progress."""
 
@@ -1732,7 +1679,9 @@ class Log:
             return
         row = dict(step=step + 1, **step_metrics(records, divisor, config), **drawn, grad_norm=grad_norm)
         row |= dict(skipped=not finite, learning_rate=learning_rate(config, step), seconds=seconds)
-        row |= dict(seconds_update=seconds - drawn["seconds_rollout"], peak_memory_gb=peak_memory())
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else memory
+        row |= dict(seconds_update=seconds - drawn["seconds_rollout"], peak_memory_gb=memory / 1e9)
         row["tokens_per_second"] = total(records, "length") / seconds
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has none
         with self.metrics.open("a", encoding="utf-8") as file:
@@ -1788,7 +1737,7 @@ def step_metrics(records, divisor, config):
     drawn                       filter study: rollouts sampled for the update; also drawn_correct, drawn_ungradable
     grad_norm                   before clipping; skipped: the gradient was not finite, and nothing changed
     seconds                     of the step; seconds_rollout with grading, seconds_update
-    peak_memory_gb              GPU memory allocated in the step, or resident memory of the process
+    peak_memory_gb              GPU memory allocated, or resident memory of the process, since its start
     """
     n, tokens = len(records), total(records, "length")
     metrics = dict(loss=total(records, "loss") / divisor, completion_length=tokens / n)
@@ -1829,18 +1778,7 @@ def now():
     return time.perf_counter()
 
 
-def peak_memory():
-    """GB allocated on the GPU since the last call, or resident in this process since its start."""
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        return peak / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
 # --- the command line -------------------------------------------------------------------------------------------------
-
-
 class Parser(HfArgumentParser):
     """Flags in groups, without twins spelled with dashes; errors in one line."""
 
