@@ -1724,19 +1724,19 @@ def distillation_records(rollouts, tokens, losses, weights, config):
 def step_metrics(records, divisor, config):
     """The metrics of a step, from the records of all its rollouts. A row of metrics.jsonl holds:
 
-    loss                        weighted divergence of a rollout, mean over the batch; sft: cross-entropy per token
+    step, loss                  weighted divergence of a rollout, mean over the batch; sft: cross-entropy per token
     divergence, teacher_entropy means over tokens, in nats
     weight_mean, weight_max     of the weights used (Eq. 7), before Eq. 8; under --variant official after it
     effective_sample_size       (sum of w)^2 / sum of w^2: number of equally weighted rollouts with the same variance
     key_token_share             tokens above the threshold (Eq. 6)
-    first_token_key_share       key tokens that are first tokens; first_token_divergence_share: divergence likewise
-    completion_length           tokens per rollout; truncation_rate: rollouts without an end
+    first_token_key_share, first_token_divergence_share    key tokens, and divergence, on the first tokens
+    completion_length, truncation_rate          tokens per rollout; rollouts without an end
     graded, rollout_accuracy    rollouts with an answer to grade; share of these that is correct
     weight_auc_wrong            chance that ReNIO's weight of an incorrect rollout exceeds that of a correct one
-    reward, silent_share        grpo: correct rollouts; rollouts with advantage 0; clipped_share: clipped tokens
-    drawn                       filter study: rollouts sampled for the update; also drawn_correct, drawn_ungradable
-    grad_norm                   before clipping; skipped: the gradient was not finite, and nothing changed
-    seconds                     of the step; seconds_rollout with grading, seconds_update
+    reward, silent_share, clipped_share         grpo: correct rollouts; those with advantage 0; clipped tokens
+    drawn, drawn_correct, drawn_ungradable      filter study: rollouts sampled for the update
+    grad_norm, skipped, learning_rate           before clipping; whether it was not finite, and nothing changed
+    seconds, seconds_rollout, seconds_update, tokens_per_second     of the step; rollouts are graded in seconds_rollout
     peak_memory_gb              GPU memory allocated, or resident memory of the process, since its start
     """
     n, tokens = len(records), total(records, "length")

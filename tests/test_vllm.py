@@ -216,7 +216,7 @@ def test_the_engine_sleeps_while_the_student_trains(tmp_path, micro_model, monke
 
 def test_without_vllm_the_flag_is_named_and_how_to_install_it(tmp_path, monkeypatch, micro_model):
     monkeypatch.setattr(renio, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="--rollout_engine vllm: vLLM is not installed; pip install vllm==0.32.0"):
+    with pytest.raises(SystemExit, match="--rollout_engine vllm: not installed; pip install vllm==0.32.0"):
         train(tmp_path, f"--method opsd --model {micro_model} --lora_r 4 --rollout_engine vllm")
 
 
