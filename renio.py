@@ -389,9 +389,8 @@ def load_teacher(config, student, student_tokenizer, devices):
     """
     if config.method == "opsd" and config.lora_r:
         return student, student.disable_adapter, student_tokenizer
-    tokenizer = student_tokenizer
     if config.method == "opsd":
-        model = load_model(config.model, config.dtype, devices.device, config.seed)
+        tokenizer, model = student_tokenizer, load_model(config.model, config.dtype, devices.device, config.seed)
     else:
         tokenizer = load_tokenizer(config.teacher)
         ours, theirs = student_tokenizer.get_vocab(), tokenizer.get_vocab()
@@ -500,8 +499,7 @@ def draw_rollouts(sampler, examples, step, config, devices):
 
 
 def rollout_seed(config, step, rank):
-    """A seed for the rollouts of one update on one rank, so that a resumed run draws what an uninterrupted one does."""
-    return (config.seed * 100_000 + step) * 1_000 + rank
+    return (config.seed * 100_000 + step) * 1_000 + rank  # a resumed run draws what an uninterrupted one does
 
 
 # --- one update -------------------------------------------------------------------------------------------------------
@@ -573,8 +571,7 @@ def micro_batches(rollouts, config):
 
 def by_length(rollouts, config):
     """The rollouts by length, since a micro-batch costs as much as its longest rollout."""
-    # grpo's groups stand together, and the released code normalizes over micro-batches
-    if config.method == "grpo" or config.variant == "official":
+    if config.method == "grpo" or config.variant == "official":  # groups, and what is normalized, stay together
         return rollouts
     return sorted(rollouts, key=lambda rollout: len(rollout.example.student_prompt) + len(rollout.completion))
 
@@ -728,9 +725,12 @@ def completion_logprobs(student, rollouts, temperature):
     def logprobs_of(hidden, tokens):
         return token_logprobs(float32_logits(hidden, head), tokens, temperature)
 
-    rows = rows_of_chunk(len(head.weight), tokens.device)  # backward computes each chunk again
-    parts = zip(hidden.split(rows), tokens.split(rows), strict=True)
-    logprobs = torch.cat([checkpoint(logprobs_of, *part, use_reentrant=False) for part in parts])
+    rows = rows_of_chunk(len(head.weight), tokens.device)
+    parts = list(zip(hidden.split(rows), tokens.split(rows), strict=True))
+    if len(parts) > 1:  # backward computes each chunk again
+        logprobs = torch.cat([checkpoint(logprobs_of, *part, use_reentrant=False) for part in parts])
+    else:
+        logprobs = logprobs_of(hidden, tokens)
     return rows_of([rollout.completion for rollout in rollouts], logprobs)
 
 
