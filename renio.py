@@ -1418,9 +1418,7 @@ class VllmSampler:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must see the trainer's tensors
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault(
-            "VLLM_FLOAT32_MATMUL_PRECISION", "high"
-        )  # or it would switch TF32 off for the trainer too
+        os.environ.setdefault("VLLM_FLOAT32_MATMUL_PRECISION", "high")  # or it would switch the trainer's TF32 off
         self.adapter, self.adapters, self.folder = None, 0, None
         base = adapter_base(model)
         if base and not lora_r:
@@ -1878,6 +1876,7 @@ def main(argv=None, config_class=Config, run=train):
                     mallopt(option, value)
         with only_run_in(config.output_dir):
             run(config)
+        VllmSampler.close()
         if dist.is_initialized():  # after an error a rank only exits: the others are ended by torchrun
             dist.destroy_process_group()
     except UserError as error:
