@@ -257,9 +257,8 @@ def chunked_divergence(
     """
     heads = [Head(head) if isinstance(head, torch.Tensor) else Head(*head) for head in (head, teacher_head)]
     vocabulary = min(len(head.weight) for head in heads)
-    same = heads[0].weight is heads[1].weight  # opsd with LoRA: one copy in float32 serves both
-    head, teacher_head = heads[0].rows(vocabulary), heads[1]
-    teacher_head = head if same else teacher_head.rows(vocabulary)
+    head = heads[0].rows(vocabulary)  # opsd with LoRA has one head: one copy in float32 serves both models
+    teacher_head = head if heads[1].weight is heads[0].weight else heads[1].rows(vocabulary)
     chunk = chunk or rows_of_chunk(vocabulary, hidden.device)
     fixed = teacher_hidden, teacher_head, tokens, chunk, (beta, temperature, entry_clip)
     divergence, others = ChunkedDivergence.apply(hidden, *head, fixed)
@@ -1620,8 +1619,9 @@ def write_json(path, value):
 
 
 def version_of(package):
-    found = {d.name: d.version for d in importlib.metadata.distributions() if d.name in (package, f"{package}-cpu")}
-    return next(iter(found.values()), None)  # vLLM's build for CPUs has another name
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return importlib.metadata.version(f"{package}-cpu")  # vLLM's build for CPUs has another name
 
 
 def only_run_in(output_dir):
