@@ -1619,9 +1619,10 @@ def write_json(path, value):
 
 
 def version_of(package):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return importlib.metadata.version(f"{package}-cpu")  # vLLM's build for CPUs has another name
+    for name in (package, f"{package}-cpu"):  # vLLM's build for CPUs has another name
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 def only_run_in(output_dir):
