@@ -39,7 +39,7 @@ import tempfile
 import textwrap
 import time
 import types
-from collections import Counter, namedtuple
+from collections import Counter, defaultdict, namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -58,29 +58,27 @@ except ModuleNotFoundError as error:
 # ---------------------------------------------------------------------------------------------------------------------
 # Benchmarks.
 
-# task names the prompt and the grader: math and arith compare answers, code runs the row's tests. file: its name in
-# --data_dir. problem, gold: columns of the problem and of the answer, or for code of a solution.
-Benchmark = namedtuple("Benchmark", "task hub_name file split problem gold")
+# task names the prompt and the grader: math and arith compare answers, code runs tests. file: its name in --data_dir
+Benchmark = namedtuple("Benchmark", "task hub_name file split")
 HUMANEVAL, MBPP = "HumanEvalPlus-OriginFmt-v0.1.10.jsonl.gz", "MbppPlus-OriginFmt-v0.2.0.jsonl.gz"
 BENCHMARKS = {
-    "arith": Benchmark("arith", "", "", "", "", ""),  # renio.py makes the problems of these two
-    "products": Benchmark("math", "", "", "", "", ""),
-    "aime24": Benchmark("math", "HuggingFaceH4/aime_2024", "aime_2024.jsonl", "train", "problem", "answer"),
-    "aime25": Benchmark("math", "yentinglin/aime_2025", "aime_2025.jsonl", "train", "problem", "answer"),
-    "hmmt25": Benchmark("math", "MathArena/hmmt_feb_2025", "hmmt_feb_2025.jsonl", "train", "problem", "answer"),
-    "amc23": Benchmark("math", "math-ai/amc23", "amc23.jsonl", "test", "question", "answer"),
-    "math500": Benchmark("math", "HuggingFaceH4/MATH-500", "math_500.jsonl", "test", "problem", "answer"),
-    "minerva": Benchmark("math", "math-ai/minervamath", "minervamath.jsonl", "test", "question", "answer"),
-    "gsm8k": Benchmark("math", "openai/gsm8k:main", "gsm8k_test.jsonl", "test", "question", "answer"),
-    "humaneval+": Benchmark("code", "evalplus/humanevalplus", HUMANEVAL, "test", "prompt", "canonical_solution"),
-    "mbpp+": Benchmark("code", "evalplus/mbppplus", MBPP, "test", "prompt", "code"),
+    "arith": Benchmark("arith", "", "", ""),  # renio.py makes the problems of these two
+    "products": Benchmark("math", "", "", ""),
+    "aime24": Benchmark("math", "HuggingFaceH4/aime_2024", "aime_2024.jsonl", "train"),
+    "aime25": Benchmark("math", "yentinglin/aime_2025", "aime_2025.jsonl", "train"),
+    "hmmt25": Benchmark("math", "MathArena/hmmt_feb_2025", "hmmt_feb_2025.jsonl", "train"),
+    "amc23": Benchmark("math", "math-ai/amc23", "amc23.jsonl", "test"),
+    "math500": Benchmark("math", "HuggingFaceH4/MATH-500", "math_500.jsonl", "test"),
+    "gsm8k": Benchmark("math", "openai/gsm8k:main", "gsm8k_test.jsonl", "test"),
+    "humaneval+": Benchmark("code", "evalplus/humanevalplus", HUMANEVAL, "test"),
+    "mbpp+": Benchmark("code", "evalplus/mbppplus", MBPP, "test"),
 }
 
 
 def benchmark_of(name):
     """The Benchmark of this name. A file of the user is a math benchmark."""
     if Path(name).suffix in (".json", ".jsonl", ".gz", ".parquet", ".csv"):
-        return Benchmark("math", "", name, "", "", "")
+        return Benchmark("math", name, name, "train")
     renio.need(name in BENCHMARKS, f"--benchmarks {name}: neither a .jsonl file nor one of {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
 
@@ -101,28 +99,21 @@ def load_benchmark(name, data_dir=None, limit=None):
     benchmark, rows = benchmark_of(name), []
     if name in renio.SYNTHETIC:
         return renio.SYNTHETIC[name](limit or 500, split="test")
-    if name == benchmark.file:
-        rows = renio.read_problems(name, limit=limit)
+    is_own = name == benchmark.file
+    source = str(Path(data_dir) / benchmark.file) if data_dir and not is_own else benchmark.hub_name
+    if benchmark.task == "math":
+        rows = renio.read_problems(source, benchmark.split, limit=limit)
         for number, row in enumerate(rows, start=1):
-            renio.need((row["answer"] or "").strip(), f"{name}, row {number}: it has no answer to grade against")
+            renio.need(row["answer"], f"{source}, row {number}: it has no answer to grade against")
         return rows
-    source = str(Path(data_dir) / benchmark.file) if data_dir else benchmark.hub_name
     for number, raw in enumerate(renio.read_table(source, benchmark.split, limit)[:limit], start=1):
-        place = f"{source}, row {number}"
-        for column in (benchmark.problem, benchmark.gold):
-            renio.need(str(raw.get(column) or "").strip(), f"{place}: the column {column} is empty")
-        problem, gold = raw[benchmark.problem], raw[benchmark.gold]
-        if benchmark.task == "code":
-            renio.need("inputs = [" in (raw.get("test") or ""), f"{place}: the column test holds no inputs")
-            solution = gold if "code" in raw else problem + gold
-            problem = f"Complete this Python function.\n\n```python\n{problem.strip()}\n```"
-            if name == "mbpp+":  # only a test tells the function's name
-                test = f"The program must pass this test:\n\n```python\n{raw['test_list'][0]}\n```"
-                problem = f"{raw['prompt'].strip()} {test}"
-            rows.append(dict(problem=problem, answer=None, solution=solution, test=raw))
-        else:
-            solution, hashes, answer = str(gold).rpartition("####")  # GSM8K puts its answer after these
-            rows.append(dict(problem=problem, answer=answer.strip(), solution=gold if hashes else raw.get("solution")))
+        renio.need("inputs = [" in (raw.get("test") or ""), f"{source}, row {number}: the column test holds no inputs")
+        problem, solution = raw["prompt"], raw.get("code") or raw["prompt"] + raw["canonical_solution"]
+        problem = f"Complete this Python function.\n\n```python\n{problem.strip()}\n```"
+        if name == "mbpp+":  # only a test tells the function's name
+            test = f"The program must pass this test:\n\n```python\n{raw['test_list'][0]}\n```"
+            problem = f"{raw['prompt'].strip()} {test}"
+        rows.append(dict(problem=problem, answer=None, solution=solution, test=raw))
     renio.need(rows, f"{source}: it has no rows")
     return rows
 
@@ -253,18 +244,26 @@ def sample_answers(args, problems, settings, models, wanted, missing):
 
 
 def new_answers(args, tokenizer, prompts, models, wanted, missing):
-    """Yield (Key, answer) as each answer ends. seconds: since the answer before. Adapters share one loaded model."""
+    """Yield (Key, answer) as each answer ends. seconds: since the answer before. In vLLM adapters share one model."""
     longest = max(map(len, prompts.values())) + args.max_new_tokens
-    sampler, loaded = None, None
-    for step, (model, adapter) in models.items():
+    model, sampler, loaded = None, None, None
+    for step, (base, adapter) in models.items():
         if not any(key.step == step for key in missing):
             continue
-        if model != loaded:
-            sampler = None  # there may be no room for two models
-            sampler, loaded = load_sampler(args, model, models, longest), model
-        if adapter:
+        if args.engine == "transformers":
+            model, sampler = None, None  # there may be no room for two models
+            model = renio.load_model(adapter or base, args.dtype, renio.pick_device(), base=adapter and base)
+            sampler = functools.partial(renio.sample, model)
+        elif base != loaded:
+            renio.VllmSampler.close()
+            configs = [Path(adapter) / "adapter_config.json" for _, adapter in models.values() if adapter]
+            lora_r = max((json.loads(config.read_text(encoding="utf-8"))["r"] for config in configs), default=0)
+            limits = [args.dtype, longest, args.vllm_memory, args.batch_size, lora_r]
+            model = sampler = renio.VllmSampler("--engine", base, *limits)
+        loaded = base
+        if args.engine == "vllm" and adapter:
             sampler.load_adapter(adapter)
-        eos_ids = renio.end_ids(sampler, tokenizer)
+        eos_ids = renio.end_ids(model, tokenizer)
         for decoding in args.decoding:
             keys = [key for key in wanted if (key.step, key.decoding) == (step, decoding)]
             # the longest prompts come first: batches need little padding, and too large a batch fails at once
@@ -292,38 +291,6 @@ def batches(args, keys, missing):
             yield batch, args.seed * 1_000_000 + start
 
 
-def load_sampler(args, model, models, longest):
-    """A sampler of this model, without an adapter. longest: tokens of the longest prompt and answer together."""
-    if args.engine == "transformers":
-        return TransformersSampler(model, args.dtype)
-    renio.VllmSampler.close()
-    configs = [Path(adapter) / "adapter_config.json" for _, adapter in models.values() if adapter]
-    lora_r = max((json.loads(config.read_text(encoding="utf-8"))["r"] for config in configs), default=0)
-    return renio.VllmSampler("--engine", model, args.dtype, longest, args.vllm_memory, args.batch_size, lora_r)
-
-
-class TransformersSampler:
-    """renio.sample with its model. It is called like a renio.VllmSampler."""
-
-    def __init__(self, model, dtype):
-        self.model = renio.load_model(model, dtype, renio.pick_device())
-        self.generation_config = self.model.generation_config
-
-    def load_adapter(self, folder):
-        """From now on sample with the peft adapter in this folder."""
-        from peft import PeftModel
-
-        base = self.model.unload() if isinstance(self.model, PeftModel) else self.model
-        try:
-            self.model = PeftModel.from_pretrained(base, folder, use_safetensors=True).to(base.device).eval()
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise renio.UserError(f"the adapter {folder} does not fit {base.name_or_path}: {reason}") from None
-
-    def __call__(self, *args):
-        return renio.sample(self.model, *args)
-
-
 Verdict = namedtuple("Verdict", "passed reason")  # whether an answer is correct, and why
 MARKERS = "but wait hmm perhaps maybe actually seems might likely check alternatively however though again".split()
 MARKER_PATTERN = re.compile(rf"\b(?:{'|'.join(MARKERS)})\b", re.IGNORECASE)  # the paper's list, Appendix C
@@ -336,8 +303,7 @@ def score(step, name, decoding, rows, answers):
     verdicts = grade(task, graded)
     correct = [sum(verdict.passed for verdict in verdicts[i : i + n]) for i in range(0, len(verdicts), n)]
     scores = dict(step=step, benchmark=name, decoding=decoding, n=n, avg=sum(correct) / len(answers))
-    scores["per_problem"] = [count / n for count in correct]
-    scores["length"] = mean(answer["tokens"] for answer in answers)
+    scores |= dict(per_problem=[count / n for count in correct], length=mean(answer["tokens"] for answer in answers))
     scores["truncation_rate"] = mean(answer["truncated"] for answer in answers)
     scores["format_rate"] = mean(renio.extract_boxed(text) is not None for text, _ in graded)
     scores["markers"] = mean(len(MARKER_PATTERN.findall(text)) for text, _ in graded)
@@ -1052,30 +1018,24 @@ def compare(words):
     sides = [words[: words.index("vs")], words[words.index("vs") + 1 :]] if seeds else [words[:1], words[1:]]
     usage = "write: compare A.json B.json, or compare A0.json A1.json vs B0.json B1.json"
     renio.need(all(sides) and (seeds or len(words) == 2), usage)
-    rows, pairs = [{}, {}], {}  # (benchmark, decoding, seed) -> row; (benchmark, decoding) -> pairs of rows
-    for side, paths in zip(rows, sides, strict=True):
-        for row in itertools.chain(*(read_evaluation(Path(path)) for path in paths)):
-            key = row["benchmark"], row["decoding"], row["seed"] if seeds else 0
-            if key not in side or (row["step"] or 0) >= (side[key]["step"] or 0):  # the last step counts
-                side[key] = row
-    for key in [key for key in rows[0] if key in rows[1]]:
-        pairs.setdefault(key[:2], []).append((rows[0][key], rows[1][key]))
-    renio.need(pairs, "compare: the two sides share no benchmark and decoding, or no training seed")
-    for (benchmark, decoding), shared in pairs.items():
-        every, gains = list(itertools.chain(*shared)), np.array([b["score"] - a["score"] for a, b in shared])
-        same = len({(row["checksum"], row["problems"]) for row in every}) == 1
-        renio.need(same, f"compare: the two sides were scored on different problems of {benchmark}")
-        ours, p_value = f"{cell(gains)} points, training seeds: {len(gains)}", (interval(gains) or [None])[-1]
-        if len(shared) == 1:
-            gains = 100 * np.subtract(every[1]["per_problem"], every[0]["per_problem"])
-            p_value = stats.permutation_test((gains,), np.mean, permutation_type="samples", rng=0).pvalue
+    keys = ["benchmark", "decoding", "seed"][: 3 if seeds else 2]
+    sides = [pd.DataFrame(itertools.chain(*(read_evaluation(Path(path)) for path in paths))) for paths in sides]
+    sides = [rows.sort_values("step", na_position="first").drop_duplicates(keys, keep="last") for rows in sides]
+    pairs = sides[0].merge(sides[1], on=keys, suffixes=("_a", "_b"))
+    renio.need(len(pairs), "compare: the two sides share no benchmark and decoding, or no training seed")
+    for (benchmark, decoding), rows in pairs.groupby(keys[:2], sort=False):
+        same = (rows.checksum_a == rows.checksum_b) & (rows.problems_a == rows.problems_b)
+        renio.need(same.all(), f"compare: the two sides were scored on different problems of {benchmark}")
+        text = f"{cell(rows.score_b - rows.score_a)} points, training seeds: {len(rows)}"
+        if len(rows) == 1:
+            gains = 100 * np.subtract(rows.per_problem_b[rows.index[0]], rows.per_problem_a[rows.index[0]])
             ends = stats.bootstrap((gains,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
-            ours = "{:+.1f} [{:+.1f}, {:+.1f}] points, over problems alone".format(gains.mean(), *ends)
-        means = [f"{every[k]['label']} {np.mean([row['score'] for row in every[k::2]]):.1f}" for k in (0, 1)]
-        conditions = sorted({row["conditions"] for row in every})
-        text = f"{means[1]} − {means[0]} = {ours}" + ("" if p_value is None else f", p = {p_value:.4f}")
+            text = "{:+.1f} [{:+.1f}, {:+.1f}] points, over problems alone".format(gains.mean(), *ends)
+        means = [f"{rows[f'label_{x}'].iloc[0]} {rows[f'score_{x}'].mean():.1f}" for x in "ba"]
+        text = f"{DECODINGS[decoding]}: {' − '.join(means)} = {text}".replace("-", "−")
+        conditions = sorted({*rows.conditions_a, *rows.conditions_b})
         text += f"; scored with different settings: {' | '.join(conditions)}" if len(conditions) > 1 else ""
-        print(f"{benchmark}, {DECODINGS[decoding]}: {text.replace('-', '−')}")
+        print(f"{benchmark}, {text}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1157,8 +1117,9 @@ def scorecard(scores, tables, student):
             gains[0] = -run_values(scores, label, "entropy_rho")
         if interval(gains[0]):
             p_values[number] = interval(gains[0])[2]
-        claim = dict(claim=text, target=target, paper=paper, gains=gains, verdict=verdict(gains[0]))
-        claims.append(claim | dict(stands=False))
+        claims.append(
+            dict(claim=text, target=target, paper=paper, gains=gains, verdict=verdict(gains[0]), stands=False)
+        )
     for rank, number in enumerate(sorted(p_values, key=p_values.get)):  # Holm 1979
         if p_values[number] > 0.05 / (len(p_values) - rank):
             break
@@ -1286,7 +1247,7 @@ def report(folder, labels=()):
     """Write report.md, tables.md, scores.csv and figures into a folder or each of its students'; print some labels."""
     renio.need(folder.is_dir(), f"report {folder}: there is no such folder")
     students = [path for path in sorted(folder.iterdir()) if any(path.glob("seed*")) or any(path.glob("scores.csv"))]
-    one_seed, paths = False, [folder] if any(folder.glob("seed*")) or not students else students
+    paths = [folder] if any(folder.glob("seed*")) or not students else students
     for path in paths:
         scores = read_scores(path)
         scores.to_csv(path / "scores.csv", index=False, float_format="%.6g")
@@ -1301,9 +1262,8 @@ def report(folder, labels=()):
         for decoding, name in DECODINGS.items():
             print(f"ReNIO − plain in points, {name}: {gain_text(tables[decoding]) or 'not run'}")
         print(f"wrote {path / 'report.md'}")
-        one_seed = one_seed or scores.seed.nunique() == 1
-    if one_seed:
-        print('one seed: no verdict; SEEDS="0 1 2" gives intervals')
+        if scores.seed.nunique() == 1:
+            print('one seed: no verdict; SEEDS="0 1 2" gives intervals')
     runs = [run for path in paths for label in METHODS for run in sorted(path.glob(f"seed*/{label}/rollouts.jsonl"))]
     for run in [run.parent for run in runs if any(run.parent.glob("*/tokenizer.json"))][:1]:
         print(f"python eval.py show {run}")
@@ -1316,20 +1276,19 @@ def report_lines(name, scores, tables, figures):
     if scores.seed.nunique() == 1:
         targets = " ".join(dict.fromkeys(claim["target"] for claim in claims if claim["verdict"] != "not run"))
         lines += [f'**One seed: no verdict.** More: `SEEDS="0 1 2" bash run_all.sh {targets or "main"}`.', ""]
-    lines += figures.get("headline", []) + scorecard_lines(scores, claims)
+    lines += figures["headline"] + scorecard_lines(scores, claims)
     code = {decoding: by_seed(scores, decoding, "code") for decoding in DECODINGS}
     for target, title, rows in TABLES:
         lines += table_lines(scores, tables, name, target, title, rows)
         if target == "main" and len(code["sampled"]):
             lines += table_lines(scores, code, name, target, f"{title}, code", rows, task="code")
-        lines += figures.get("scores" if target == "main" else target, [])
+        lines += figures["scores"] + figures["steps"] if target == "main" else figures[target]
     if "auc_weight" in scores:
-        columns = [(f"{name}, AUC", f"auc_{key}", ".3f") for key, name in FINDERS.items()]
-        columns += [(f"teacher's entropy in nats, weight {x}", f"entropy_{x}", ".2f") for x in WEIGHTS]
-        rows = [[text, *(cell(run_values(scores, m, x), form) for m in DISTILLATIONS)] for text, x, form in columns]
+        aucs = [[run_values(scores, m, f"auc_{key}") for m in DISTILLATIONS] for key in FINDERS]
+        rows = [[name, *(cell(auc, ".3f") for auc in row)] for name, row in zip(FINDERS.values(), aucs, strict=True)]
         lines += ["## How well do simpler scores find incorrect rollouts of plain runs? (AUC within a batch)"]
-        lines += markdown_table(["", "OPSD", "OPD"], rows)
-    lines += figures.get("rollouts", [])
+        lines += markdown_table(["", *map(str.upper, DISTILLATIONS)], rows)
+    lines += figures["figure3"] + figures["figure5"] + figures["rollouts"]
     text = "".join(NOTES[benchmark] for benchmark in ("arith", "products") if benchmark in set(scores.benchmark))
     later = tables["sampled"].drop(index=[0, 1], errors="ignore")
     if "arith" in set(scores.benchmark) and len(later) > 2:
@@ -1362,10 +1321,6 @@ def tables_lines(scores):
         means = last.groupby(["label", *keys])[[name for name in columns if name in last]].mean().dropna(how="all")
         rows = [[*index, *(f"{x:.4g}" for x in row)] for index, row in zip(means.index, means.values, strict=True)]
         lines += [f"## {title}", *markdown_table(["method", *keys, *means.columns], rows)]
-    steps = scores[scores.label.isin(METHODS) & (scores.decoding == "sampled") & (scores.task == "math")]
-    steps = steps.pivot_table(index="label", columns=steps.step.fillna(0).astype(int), values="score")
-    rows = [[row.Index, *(f"{x:.1f}".replace("nan", "") for x in row[1:])] for row in steps.itertuples()]
-    lines += ["## Scores at temperature 1 by training step", *markdown_table(["step", *map(str, steps.columns)], rows)]
     for (benchmark, decoding, n), part in last.groupby(["benchmark", "decoding", "n"], sort=False):
         text = f"- {benchmark}, {DECODINGS[decoding]}: {part.problems.iloc[0]} problems, checksum"
         lines.append(f"{text} {part.checksum.iloc[0]}; answers a problem: {n}; {part.conditions.mode()[0]}")
@@ -1379,26 +1334,26 @@ GREY, COLOURS = "#7d8590", dict(opd="#2a8fd0", opsd="#e0701a", grpo="#2aa876", b
 
 
 def draw_figures(folder, scores, tables):
-    """Draw the figures that the scores and logs allow. Returns {name: the lines of the report that show it}."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    """Draw the figures that the scores and logs allow. Returns {name: lines of the report that show it, if any}."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
     style = {f"{part}.color": GREY for part in ("text", "xtick", "ytick")} | {"axes.facecolor": "none", "font.size": 10}
     style |= {"axes.edgecolor": GREY, "axes.labelcolor": GREY, "axes.titlesize": 10.5, "savefig.transparent": True}
     style |= {"axes.spines.top": False, "axes.spines.right": False}
-    lines = {}
-    for draw, caption in FIGURES.items():
-        name = draw.__name__.removeprefix("draw_")
+    lines, panels = defaultdict(list), point_panels(scores, tables)
+    for name, (draw, caption) in FIGURES.items():
         (folder / f"{name}.png").unlink(missing_ok=True)
-        with pyplot.rc_context(style):
-            size = (8.38, 2 if draw is draw_rollouts else 3)  # GitHub shows 838 pixels
-            sheet, axes = pyplot.subplots(1, 2, figsize=size, layout="constrained")
-            if draw(folder, scores, tables, axes):
+        with rc_context(style):
+            sheet = Figure((8.38, 2 if name == "rollouts" else 3), layout="constrained")  # GitHub shows 838 pixels
+            axes = sheet.subplots(1, 2, sharex=name in ("figure1", "figure5", "figure6"), sharey=name == "steps")
+            if draw:
+                drawn = draw(folder, scores, tables, axes)
+            else:
+                drawn = all([draw_points(axis, *panel) for axis, panel in zip(axes, panels[name], strict=True)])
+            if drawn:
                 sheet.savefig(folder / f"{name}.png", dpi=200)
                 lines[name] = [f"![{name}]({name}.png)", "", f"*{caption}*", ""]
-            pyplot.close(sheet)
     return lines
 
 
@@ -1421,6 +1376,31 @@ def draw_points(axis, title, label, rows):
     return len(rows)
 
 
+def point_panels(scores, tables):
+    """{figure: its two panels, each of a title, the label of the axis, and rows for draw_points}."""
+    sampled, marks = tables["sampled"], list(zip(tables.values(), "oD", strict=True))
+    legend, panels = "● temperature 1   ◆ greedy", dict(scores=[], figure1=[], figure5=[], figure6=[])
+    rows = [(x, table[x].dropna().to_numpy(), x, mark) for x in METHODS for table, mark in marks if x in table]
+    panels["scores"].append((legend, "percent correct", rows))
+    rows = [(m.upper(), difference(table, f"{m}+renio", m), m, mark) for m in DISTILLATIONS for table, mark in marks]
+    panels["scores"].append(("ReNIO minus plain, paired by seed", "points", rows))
+    for tail, title in {"": "own problems", "-mixed": "the same problems"}.items():
+        labels = [f"{method}-{kind}" for method in DISTILLATIONS for kind in ("correct", "incorrect")]
+        rows = [(x, sampled[x + tail].dropna().to_numpy(), x, "o") for x in labels if x + tail in sampled]
+        panels["figure1"].append((title, "percent correct, temperature 1", rows))
+    for method in DISTILLATIONS:
+        rows = [(f"weight {x}", run_values(scores, method, f"entropy_{x}"), method, "o") for x in WEIGHTS]
+        panels["figure5"].append((method.upper(), "teacher's entropy in nats", rows))
+    for flag, usual in dict(clip="clip3.0", threshold="threshold0.8").items():
+        swept = {x.removeprefix("opd+renio-"): x for x in sorted(sampled) if x.startswith(f"opd+renio-{flag}")}
+        swept |= {usual: "opd+renio"} if swept else {}
+        seeds = sampled[list(swept.values())].dropna().index
+        rows = [(x, label, table.reindex(seeds), mark) for x, label in sorted(swept.items()) for table, mark in marks]
+        rows = [(x, difference(table, label, "opd"), "opd", mark) for x, label, table, mark in rows]
+        panels["figure6"].append((legend, "points over plain OPD", rows))
+    return panels
+
+
 def draw_headline(folder, scores, tables, axes):
     shares = [run_values(scores, "opd", name) for name in ("incorrect_rollouts", "incorrect_weight")]
     values = [share.sum() / max(1, len(share)) for share in shares]
@@ -1433,26 +1413,35 @@ def draw_headline(folder, scores, tables, axes):
     return draw_points(axes[1], "What does it buy?  ● OPD  ◆ OPSD", "points over plain", rows) and len(shares[0])
 
 
-def draw_scores(folder, scores, tables, axes):
-    marks = list(zip(tables.values(), "oD", strict=True))
-    rows = [(x, table[x].dropna().to_numpy(), x, mark) for x in METHODS for table, mark in marks if x in table]
-    draw_points(axes[0], "● temperature 1   ◆ greedy", "percent correct", rows)
-    rows = [(m.upper(), difference(table, f"{m}+renio", m), m, mark) for m in DISTILLATIONS for table, mark in marks]
-    return draw_points(axes[1], "ReNIO minus plain, paired by seed", "points", rows)
+def draw_steps(folder, scores, tables, axes):
+    for axis, (decoding, name) in zip(axes, DECODINGS.items(), strict=True):
+        rows = scores[scores.label.isin(METHODS) & (scores.decoding == decoding) & (scores.task == "math")]
+        curves = rows.pivot_table(index="step", columns="label", values="score")
+        if len(curves) < 2 or "base" not in tables[decoding]:
+            return False
+        start, place = tables[decoding]["base"].mean(), math.inf
+        for label, curve in sorted(curves.items(), key=lambda item: -item[1].iloc[-1]):
+            colour, line = COLOURS[label.removesuffix("+renio")], "--" if label.endswith("+renio") else "-"
+            axis.plot([0, *curve.index], [start, *curve], line, color=colour)
+            place = min(place - (curves.max().max() - start) / 12, curve.iloc[-1])  # names must not overlap
+            axis.text(curve.index[-1], place, f" {label}", color=colour, va="center")
+        axis.set(title=name, xlabel="step", ylabel="percent correct")
+    return True
 
 
-def draw_figure1(folder, scores, tables, axes):
-    sampled, drawn = tables["sampled"], []
-    axes[1].sharex(axes[0])
-    for axis, tail, title in zip(axes, ("", "-mixed"), ("own problems", "the same problems for both"), strict=True):
-        labels = [f"{method}-{kind}" for method in DISTILLATIONS for kind in ("correct", "incorrect")]
-        rows = [(x, sampled[x + tail].dropna().to_numpy(), x, "o") for x in labels if x + tail in sampled]
-        drawn.append(draw_points(axis, title, "percent correct, temperature 1", rows))
-    return all(drawn)
+def draw_figure3(folder, scores, tables, axes):
+    for axis, method in zip(axes, DISTILLATIONS, strict=True):
+        paths = sorted(folder.rglob(f"{method}/rollouts.jsonl"))[:1]
+        if not paths:
+            return False
+        ratios = np.concatenate(read_lines(paths[0]).log_ratios.to_list())
+        axis.hist(ratios, bins=80, log=True, color=COLOURS[method])
+        title = f"{method.upper()}: {100 * np.mean(ratios > 0.8):.1f} % are above 0.8"
+        axis.set(title=title, xlabel="log-ratio of a token", ylabel="tokens")
+    return True
 
 
 def draw_rollouts(folder, scores, tables, axes):
-    """An incorrect and a correct rollout of arith, in three rows: operations, the student's results, correct ones."""
     paths = sorted(folder.rglob("opd/rollouts.jsonl"))
     if not paths or "arith" not in set(scores.benchmark):
         return False
@@ -1475,11 +1464,18 @@ def draw_rollouts(folder, scores, tables, axes):
     return all(map(len, chosen))
 
 
-FIGURES = {  # function: caption
-    draw_headline: "Who gets the weight, and what it buys over plain distillation at temperature 1.",
-    draw_scores: "Scores, and what ReNIO adds. A grey dot is a seed. Bars are 95 % intervals over seeds.",
-    draw_figure1: "Figure 1: training on correct or on incorrect rollouts only. Left as in the paper.",
-    draw_rollouts: "An incorrect and a correct rollout. Framed: key tokens. N×: N times likelier to the student.",
+FIGURES = {  # name: the function that draws it (None: draw_points), caption
+    "headline": (draw_headline, "Who gets the weight, and what it buys over plain distillation at temperature 1."),
+    "scores": (None, "Scores, and what ReNIO adds. A grey dot is a seed. Bars are 95 % intervals over seeds."),
+    "steps": (draw_steps, "Mean scores over the steps. Step 0 is the base."),
+    "figure1": (None, "Figure 1: training on correct or on incorrect rollouts only. Left as in the paper."),
+    "figure3": (draw_figure3, "Figure 3: log-ratios of the tokens in plain rollouts of the first seed."),
+    "figure5": (None, "Figure 5: the teacher's mean entropy in rollouts of weight 1, in between, or at the clip."),
+    "figure6": (None, "Figure 6: what ReNIO adds with other clips and other thresholds."),
+    "rollouts": (
+        draw_rollouts,
+        "An incorrect and a correct rollout. Framed: key tokens, N times likelier to the student.",
+    ),
 }
 
 

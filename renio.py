@@ -1230,16 +1230,16 @@ def load_student(config, devices, start=None):
     return model.train(), tokenizer  # gradient checkpointing works in training mode only; dropout is off
 
 
-def load_model(name, dtype="float32", device="cpu", seed=0):
+def load_model(name, dtype="float32", device="cpu", seed=0, base=None):
     """A causal language model without dropout: from a folder or the hub, or random (init:NAME, by seed).
 
-    An adapter's folder gives its base with the adapter. Raises UserError for a model that can't be used here.
+    An adapter's folder gives the adapter on its base, or on `base`. Raises UserError for a model that can't be used.
     """
     from transformers import AutoModelForCausalLM
 
     if name.startswith("init:"):
         return init_model(name, arith_tokenizer(), seed).to(device, getattr(torch, dtype))
-    base, options = adapter_base(name), dict(dtype=getattr(torch, dtype), use_safetensors=True)
+    base, options = base or adapter_base(name), dict(dtype=getattr(torch, dtype), use_safetensors=True)
     check_folder(base or name)
     if device.startswith("cuda"):
         options["device_map"] = device

@@ -111,13 +111,16 @@ def test_code_benchmarks_ask_for_a_named_function(shared):
 
 
 def test_rows_that_cannot_be_asked_or_graded_are_named(tmp_path):
-    for row, column in ((dict(question="1 + 1?"), "answer"), (dict(question=" ", answer=2), "question")):
+    for row, text in (
+        (dict(question="1 + 1?"), "it has no answer to grade"),
+        (dict(question=" ", answer=2), "no text in"),
+    ):
         write_rows(tmp_path / "amc23.jsonl", [dict(question="1?", answer=1), row])
-        with pytest.raises(UserError, match=f"amc23.jsonl, row 2: the column {column} is empty"):
+        with pytest.raises(UserError, match=f"amc23.jsonl, row 2: {text}"):
             renio_eval.load_benchmark("amc23", tmp_path)
     write_rows(tmp_path / "mine.jsonl", [dict(problem="x", solution="no box")])
     with pytest.raises(UserError, match="mine.jsonl, row 1: it has no answer to grade against"):
-        renio_eval.load_benchmark(str(tmp_path / "mine.jsonl"))
+        renio_eval.load_benchmark(str(tmp_path / "mine.jsonl"), tmp_path / "elsewhere")
 
 
 @pytest.fixture
@@ -186,21 +189,25 @@ def test_a_file_made_with_other_settings_is_refused(tmp_path, words, micro_model
         output.unlink(missing_ok=True)
 
 
-def test_adapters_take_turns_on_one_model_and_a_later_one_is_added(tmp_path, micro_model, monkeypatch):
+def test_adapters_are_scored_as_alone_and_a_later_one_is_added(tmp_path, micro_model, monkeypatch):
     run, steps = tmp_path / "run", (2, 4, 10)
     words = ["--limit", 4, "--max_new_tokens", 20]
     make_adapters(run, micro_model, *steps)
     for step in steps:
         evaluate(*words, "--model", run / f"checkpoint-{step}", "--output", tmp_path / f"{step}.json")
-    evaluate(*words, "--model", micro_model, "--adapter", run / "checkpoint-10", "--output", tmp_path / "named.json")
+    moved = tmp_path / "moved"  # its base has another name now
+    shutil.copytree(run / "checkpoint-10", moved)
+    config = (moved / "adapter_config.json").read_text()
+    (moved / "adapter_config.json").write_text(config.replace(str(micro_model), "gone"))
+    evaluate(*words, "--model", micro_model, "--adapter", moved, "--output", tmp_path / "named.json")
     alone = {step: answers_of(tmp_path / f"{step}.answers.jsonl") for step in steps}
     assert answers_of(tmp_path / "named.answers.jsonl") == alone[10] and alone[2] != alone[10]
-    real, calls = renio.load_model, []
-    monkeypatch.setattr(renio, "load_model", lambda *args: calls.append(args) or real(*args))
+    real, loaded = renio.load_model, []
+    monkeypatch.setattr(renio, "load_model", lambda *args, **words: loaded.append(args[0]) or real(*args, **words))
     (run / "checkpoint-10").rename(tmp_path / "later")
-    for loaded in (1, 2):
+    for names in ("24", ["2", "4", "10"]):
         evaluate(*words, "--checkpoints", run)
-        assert len(calls) == loaded
+        assert loaded == [str(run / f"checkpoint-{name}") for name in names]
         (tmp_path / "later").exists() and (tmp_path / "later").rename(run / "checkpoint-10")
     assert [result["step"] for result in results_of(run / "eval.json")] == [2, 2, 4, 4, 10, 10]
     together = [json.dumps(json.loads(row) | dict(step=step)) for step, rows in alone.items() for row in rows]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Scores as one DataFrame, their statistics, comparisons, and the report."""
 
+import itertools
 import json
 import math
 import re
@@ -210,6 +211,22 @@ def test_published_files_give_the_same_report_and_figures_as_the_runs(tmp_path):
     assert made_report(published) == text and "![rollouts]" in text and "## How well do simpler scores" in text
 
 
+def test_a_figure_is_drawn_where_its_runs_are_and_only_there(tmp_path):
+    words = "a 1+2 b 3+4"
+    completions = [renio.arith_tokenizer()(f"{words} {end}")["input_ids"] for end in "112"]
+    weights = zip((1.0, 2.0, 20.0), completions, strict=True)
+    rows = [rollout(1, w < 2, w, problem=words, completion=c, log_ratios=[w] * 9) for w, c in weights]
+    kinds = [f"-{kind}{tail}" for kind in ("correct", "incorrect") for tail in ("", "-mixed")]
+    tails = ["", "+renio", "+correctness", "+renio-clip2.0", "+renio-threshold0.6", *kinds]
+    for label, seed in itertools.product(["base", *(m + tail for m in ("opd", "opsd") for tail in tails)], range(2)):
+        run = write_run(tmp_path / "all", label, seed, 0.5, steps=(None,) if label == "base" else (10, 20))
+        (run / "rollouts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_runs(tmp_path / "few", range(2), opd=PLAIN, opd_renio=RENIO)
+    for folder, names in ((tmp_path / "all", set(renio_eval.FIGURES)), (tmp_path / "few", {"scores"})):
+        text = made_report(folder)
+        assert {path.stem for path in folder.glob("*.png")} == names == set(re.findall(r"!\[(\w+)\]", text))
+
+
 def test_one_model_that_was_scored_at_several_seeds_has_no_interval(tmp_path):
     write_runs(tmp_path, range(3), opd=PLAIN)
     for seed, correct in enumerate((0.2, 0.25, 0.3)):
@@ -245,7 +262,7 @@ def test_compare_pairs_two_files_by_problem_and_sides_by_seed(tmp_path, capsys):
     renio_eval.compare([first[0], second[0]])
     assert "opd+renio 45.0 − opd 50.0 = −5.0 [−15.0, +0.0] points" in capsys.readouterr().out
     renio_eval.compare([*first, "vs", *reversed(second)])
-    assert "= −5.0 [−17.4, +7.4] points, training seeds: 3, p = 0.2254" in capsys.readouterr().out
+    assert "= −5.0 [−17.4, +7.4] points, training seeds: 3\n" in capsys.readouterr().out
 
 
 def test_compare_refuses_other_problems_and_names_other_settings(tmp_path, capsys):
