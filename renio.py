@@ -399,12 +399,17 @@ def load_teacher(config, student, student_tokenizer, devices):
     return model.requires_grad_(False), contextlib.nullcontext, tokenizer
 
 
-def completion_hidden(model, prompts, completions):
+def completion_hidden(model, prompts, completions, padding_limit=1.0):
     """Hidden states (N, D) at the positions that predict the completions' tokens, row after row, and the tokens (N,).
 
     Prompts are padded on the left and completions on the right; position ids count real tokens, as in `sample`.
+    A batch with more padding than the share padding_limit goes row by row (1: never; tests/bench_gpu.py compares).
     """
-    device = next(model.parameters()).device
+    device, pairs = next(model.parameters()).device, list(zip(prompts, completions, strict=True))
+    padded = len(pairs) * (max(map(len, prompts)) + max(map(len, completions)))
+    if 1 - sum(len(p) + len(c) for p, c in pairs) / padded > padding_limit:  # a row alone needs no mask
+        rows = [completion_hidden(model, [prompt], [completion]) for prompt, completion in pairs]
+        return [torch.cat(parts) for parts in zip(*rows, strict=True)]
     prompt, prompt_mask = pad(prompts, "left", device)  # (B, P)
     completion, completion_mask = pad(completions, "right", device)  # (B, T)
     mask = torch.cat([prompt_mask, completion_mask], 1)
@@ -1562,7 +1567,6 @@ def connect(config):
 
 
 # --- the output folder ------------------------------------------------------------------------------------------------
-
 NO_SETTINGS = ("output_dir", "resume", "vllm_memory")  # flags that don't change what is trained
 
 
@@ -1752,9 +1756,8 @@ def step_metrics(records, divisor, config):
         return metrics | dict(reward=len(correct) / n, silent_share=silent / n, clipped_share=clipped)
     weights = [record["weight"] for record in records]
     of_incorrect = [record["renio_weight"] for record in graded if not record["correct"]]
-    wins = [
-        (w > record["renio_weight"]) + (w == record["renio_weight"]) / 2 for w in of_incorrect for record in correct
-    ]
+    pairs = [(weight, record["renio_weight"]) for weight in of_incorrect for record in correct]
+    wins = [(larger > other) + (larger == other) / 2 for larger, other in pairs]
     counted, key_tokens = total(records, "counted") or 1, total(records, "key_tokens")  # all tokens may be skipped
     divergence, first = total(records, "divergence"), total(records, "first_divergence")
     metrics |= dict(divergence=divergence / counted, key_token_share=key_tokens / counted)
@@ -1799,9 +1802,8 @@ class Parser(HfArgumentParser):
 def parse_config(argv, config_class=Config):
     """A Config, or one of a class that adds flags to it, from command-line words. Explicit flags win over presets."""
     about = "\n\n".join(sys.modules[config_class.__module__].__doc__.split("\n\n")[:2])  # title and commands
-    parser = Parser(
-        config_class, description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = Parser(config_class, description=about, formatter_class=layout, allow_abbrev=False)
     first = parser.parse_args([word for word in argv if word not in ("-h", "--help")])
     named = any(word.split("=")[0] == "--model" for word in argv)
     known = first.scale or not named or first.model.startswith("init:")
@@ -1819,12 +1821,10 @@ def check(config):
     c, distills, vllm = config, config.method in ("opd", "opsd"), config.rollout_engine == "vllm"
     lowest = -math.inf if c.log_ratio_clip_min is None else c.log_ratio_clip_min
     student, teacher = prompt_templates(c)
+    smallest = min(c.batch_size, c.micro_batch_size, c.generations, c.max_steps)
     mistakes = (
         (not c.output_dir, "--output_dir: required"),
-        (
-            min(c.batch_size, c.micro_batch_size, c.generations, c.max_steps) < 1,
-            "batch sizes and steps must be positive",
-        ),
+        (smallest < 1, "batch sizes and steps must be positive"),
         (c.method == "opd" and not c.teacher, "--method opd: give a --teacher (a folder or hub name), or take opsd"),
         (c.method != "opd" and c.teacher, f"--teacher: only for --method opd, not for {c.method}"),
         (not distills and c.weighting != "none", f"--weighting: {c.method} has no divergence to weight"),

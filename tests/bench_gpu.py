@@ -6,8 +6,9 @@
 
 1 correct: the loss against the plain formula in float64, float32 and from bfloat16 operands. 2 step: OPSD and OPD of
 Qwen3-1.7B's dimensions (teacher: itself, Qwen3-8B's), with ReNIO and without. 3 loss: against full logits and the
-products with the heads alone, by chunk. 4 sampler: against transformers' generate, and in bfloat16 with a small adapter
-the KL of what is sampled from what is trained. Weights are random: time does not depend on their values.
+products with the heads alone, by chunk. 4 ragged: rollouts of very different lengths, in a batch and row by row (see
+padding_limit in renio.py). 5 sampler: against transformers' generate, and in bfloat16 with a small adapter the KL of
+what is sampled from what is trained. Weights are random: time does not depend on their values.
 """
 
 import sys
@@ -133,6 +134,20 @@ def loss():
     say("loss: chunks of 512, compiled: {:.3f} s, {:.1f} GB".format(*measured(ways["chunks of 512"])))
 
 
+def ragged():
+    model = random_model(STUDENT, tied=True)
+    for longest in (TOKENS, 4 * TOKENS):
+        lengths = [max(2, longest * part // 8) for part in (8, 1, 1, 2)]  # 5 of 8 tokens are padding
+        completions = [torch.randint(VOCABULARY, (length,)).tolist() for length in lengths]
+
+        def once(limit, completions=completions):
+            hidden, _ = renio.completion_hidden(model, [[1, 2, 3]] * 4, completions, padding_limit=limit)
+            hidden.float().square().mean().backward()
+
+        (batch, most), (alone, least) = (measured(partial(once, limit), 2) for limit in (1.0, 0.5))
+        say(f"ragged: {lengths} tokens: batch {batch:.2f} s, {most:.1f} GB; row by row {alone:.2f} s, {least:.1f} GB")
+
+
 def sampler():
     model, new = random_model(STUDENT, tied=True), TOKENS // 8
     words = dict(max_new_tokens=new, do_sample=True, eos_token_id=None, pad_token_id=0)
@@ -157,6 +172,6 @@ def sampler():
     say(f"sampler: bfloat16, small adapter: KL(trained||sampled) {kl[0]:.2e}, KL(trained||base) {kl[1]:.2e}")
 
 
-for point, needed in ((correct, 10), (step, 100), (loss, 30), (sampler, 40)):
+for point, needed in ((correct, 10), (step, 100), (loss, 30), (ragged, 30), (sampler, 40)):
     if time.monotonic() - BEGIN + needed < SECONDS:
         point()

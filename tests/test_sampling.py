@@ -147,6 +147,30 @@ def seen_by_trainer(model, completions):
     return token_logprobs(float32_logits(hidden, renio.Head.of(model)), tokens, 1.0)
 
 
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_rows_that_go_one_by_one_give_the_same_hidden_states_and_gradients_without_a_mask(kind, monkeypatch):
+    model, masks = family(kind), []
+    completions = [[20, 30], [40] * 9, [50]]
+    attention = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *rows, **words: masks.append(words.get("attn_mask")) or attention(*rows, **words),
+    )
+    results = []
+    for limit in (0.99, 0.1):  # a third of the batch is padding
+        model.zero_grad()
+        masks.clear()
+        hidden, tokens = completion_hidden(model, PROMPTS, completions, padding_limit=limit)
+        hidden.square().sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        results.append((hidden, tokens, gradients, [mask is None for mask in masks]))
+    (together, tokens, gradients, plain), (alone, same_tokens, same_gradients, plain_alone) = results
+    assert torch.equal(tokens, same_tokens) and not all(plain) and (all(plain_alone) or kind == "Gemma3Text")
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(same_gradients, gradients, atol=1e-4 * gradients.abs().max().item(), rtol=1e-3)
+
+
 def test_in_bfloat16_an_update_too_small_to_merge_is_sampled_as_it_is_trained(monkeypatch):
     model = adapted(torch.bfloat16, 0.0025)  # half a unit in the last place is 0.0026 of a weight
     for layer in lora_layers(model):
