@@ -8,13 +8,13 @@
 The student samples a rollout y for a prompt x. At each token of y a teacher gives its own distribution. The teacher is
 a larger model (OPD, on-policy distillation) or the student's initial weights with the reference solution in the prompt
 (OPSD, on-policy self-distillation). The student descends the divergence between the two (Eq. 2-3). ReNIO gives each
-rollout a weight: the student's excess confidence over the teacher in the tokens where they differ most (Eq. 4-9). It
+rollout a weight: the student's excess confidence over the teacher in the tokens where it is largest (Eq. 4-9). It
 never looks at the answer. Equations are those of "ReNIO", arXiv 2606.23104v1.
 
 Left out against the released code: it strips special tokens from the prompt before sampling, but still counts them,
 which drops the first tokens of each rollout from the teacher's context; it pads prompts on the right, which shifts
 positions; it merges the adapter into 16-bit weights before sampling, which rounds small updates away.
-Left out against the paper: GRPO's KL term, which the released script switches off too.
+Left out against the paper: GRPO's KL term, which the released script switches off too, and GRPO on code.
 
 Read it from the top: flags, the weight, the divergence, models, rollouts, one update, the loop. Below stands the rest.
 """
@@ -70,7 +70,7 @@ class Config:
     """Flags of a training run. An explicit flag wins over --variant, and --variant over --scale."""
 
     output_dir: str | None = flag(None, "folder for config.json, metrics.jsonl, checkpoint-N/ and final/ (required)")
-    scale: Literal["micro", "small", "one", "paper"] | None = flag(None, "preset; see SCALES in renio.py")
+    scale: Literal["micro", "small", "one", "paper"] | None = flag(None, "preset; see SCALES in renio.py (none: micro)")
     method: Literal["sft", "grpo", "opd", "opsd"] = flag("opd", "fine-tuning, GRPO, distillation, self-distillation")
     variant: Literal["paper", "official"] = flag("paper", "the paper's equations, or the released code's behaviour")
     resume: bool = flag(False, "continue from the newest checkpoint in output_dir; start if there is none")
@@ -116,7 +116,7 @@ class Config:
     learning_rate: float = flag(5e-6, "of AdamW without weight decay; the paper: 5e-6 (Qwen3), 1e-6 (R1)")
     warmup_steps: int = flag(0, "the learning rate rises linearly over this many updates")
     schedule_steps: int = flag(0, "the learning rate falls linearly to 0 over this many updates; 0: constant")
-    max_steps: int = flag(100, "updates")
+    max_steps: int = flag(100, "batches of rollouts; one update each (grpo: --iterations updates)")
     max_grad_norm: float = flag(0.0, "clip of the gradient's norm; 0: off")
 
     @property
@@ -155,7 +155,7 @@ def mean_over(chosen, values):
 
 
 class TokenColumns(NamedTuple):
-    """What is known of a micro-batch of rollouts: a row a rollout, a column a token, 0 outside the mask."""
+    """What is known of each token of a micro-batch: b rollouts, padded to T tokens. Outside the mask all is 0."""
 
     divergence: torch.Tensor  # d(p_S, p_T) in nats, (b, T); only this one has a gradient
     student_logprobs: torch.Tensor  # of the sampled tokens, (b, T)
@@ -175,9 +175,9 @@ class TokenColumns(NamedTuple):
 
 def renio_weights(tokens, config):
     """ReNIO (Eq. 4-7): a rollout weighs more if the student was more confident than the teacher in its key tokens."""
-    logprobs, official = (tokens.student_logprobs, tokens.teacher_logprobs), config.variant == "official"
-    clips = config.log_ratio_clip, config.log_ratio_clip_min
-    return sample_weights(*logprobs, tokens.mask, config.threshold, *clips, official)[:, None]
+    student, teacher, official = tokens.student_logprobs, tokens.teacher_logprobs, config.variant == "official"
+    clip_max, clip_min = config.log_ratio_clip, config.log_ratio_clip_min
+    return sample_weights(student, teacher, tokens.mask, config.threshold, clip_max, clip_min, official)[:, None]
 
 
 def ts_sample_weights(tokens, config):
@@ -193,7 +193,7 @@ def st_token_weights(tokens, config):
 
 
 def correctness_weights(tokens, config):
-    """An oracle: an incorrect rollout has ReNIO's largest weight, any other rollout its smallest, 1."""
+    """An oracle: an incorrect rollout has ReNIO's largest weight, any other rollout weighs 1."""
     incorrect = torch.tensor([[correct is False] for correct in tokens.correct], device=tokens.mask.device)
     return torch.where(incorrect, math.exp(config.log_ratio_clip), 1.0)
 
@@ -208,7 +208,7 @@ WEIGHTINGS = {  # --weighting -> its function; to try a weight of your own, add 
 }
 
 
-def sample_means(weights, mask):
+def rollout_weights(weights, mask):
     """The weight of each rollout (b,): of weights (b, T) the mean over its tokens."""
     return weights[:, 0] if weights.shape[1] == 1 else mean_over(mask, weights)
 
@@ -259,14 +259,14 @@ def chunked_divergence(
     vocabulary = min(len(head.weight) for head in heads)
     head = heads[0].rows(vocabulary)  # opsd with LoRA has one head: one copy in float32 serves both models
     teacher_head = head if heads[1].weight is heads[0].weight else heads[1].rows(vocabulary)
-    chunk = chunk or rows_of_chunk(vocabulary, hidden.device)
+    chunk = chunk or chunk_size(vocabulary, hidden.device)
     fixed = teacher_hidden, teacher_head, tokens, chunk, (beta, temperature, entry_clip)
     divergence, others = ChunkedDivergence.apply(hidden, *head, fixed)
     return TokenDivergence(divergence, *others)
 
 
 class ChunkedDivergence(torch.autograd.Function):
-    """`chunked_divergence`. If the head is frozen, forward computes the gradient; else backward computes it."""
+    """`chunked_divergence`. If the head is frozen, forward computes the gradient, so that the heads can be freed."""
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, fixed):
@@ -276,7 +276,7 @@ class ChunkedDivergence(torch.autograd.Function):
             columns[:, rows] = of_chunk
             if frozen and needs_slopes:
                 torch.mm(slopes, weight, out=gradient[rows])
-        ctx.fixed = None if frozen else fixed  # a frozen head is no longer needed
+        ctx.fixed = None if frozen else fixed
         ctx.save_for_backward(gradient, *((None, None, None) if frozen else (hidden, weight, bias)))
         ctx.mark_non_differentiable(others := columns[1:].clone())
         return columns[0].clone(), others
@@ -302,27 +302,27 @@ def divergence_chunks(hidden, head, teacher_hidden, teacher_head, tokens, chunk,
     Autograd computes the gradient (n, V), which overwrites the logits to save memory. On a CPU `token_divergence` is
     called for a few rows at a time, so that all that it computes fits the cache.
     """
-    part = max(1, CACHED // len(head.weight)) if hidden.device.type == "cpu" else chunk
+    part, temperature = max(1, CACHED // len(head.weight)) if hidden.device.type == "cpu" else chunk, settings[1]
     for start in range(0, len(tokens), chunk):
         rows = slice(start, start + chunk)
         logits, teacher_logits = float32_logits(hidden[rows], head), float32_logits(teacher_hidden[rows], teacher_head)
         columns, pieces = logits.new_empty(4, len(logits)), (logits, teacher_logits, tokens[rows])
         pieces = zip(*(x.split(part) for x in pieces), columns.split(part, 1), strict=True)
         for student_part, teacher_part, token, column in pieces:
-            leaf, slopes = student_part.detach().requires_grad_(with_slopes), torch.zeros(())
             with torch.enable_grad():
+                leaf = student_part.detach().requires_grad_(with_slopes)
                 divergence = token_divergence(leaf, teacher_part, *settings)
-                if divergence.requires_grad:
-                    [slopes] = torch.autograd.grad(divergence.sum(), leaf)
-            log_t = (teacher_part / settings[1]).log_softmax(-1)
+            log_t = (teacher_part / temperature).log_softmax(-1)
             teacher_logprob, entropy = log_t.gather(1, token[:, None]).squeeze(1), -(log_t.exp() * log_t).sum(1)
-            student_logprob = token_logprobs(student_part, token, settings[1])
+            student_logprob = token_logprobs(student_part, token, temperature)
             torch.stack([divergence.detach(), student_logprob, teacher_logprob, entropy], out=column)
-            student_part.copy_(slopes)
+            if with_slopes:
+                [gradient] = torch.autograd.grad(divergence, leaf, torch.ones_like(divergence))
+                student_part.copy_(gradient)  # in place of the logits
         yield rows, columns, logits
 
 
-def rows_of_chunk(vocabulary, device):
+def chunk_size(vocabulary, device):
     rows = max(1, LOGITS // vocabulary)
     return math.ceil(rows / 128) * 128 if "cuda" in str(device) else rows  # on a GPU whole tiles of a product
 
@@ -382,7 +382,7 @@ class Rollout(NamedTuple):
 
 
 def load_teacher(config, student, student_tokenizer, devices):
-    """The teacher: a frozen model, the context in which it speaks, and its tokenizer.
+    """The teacher: a frozen model, a context for its forward pass, and its tokenizer.
 
     opd: another model. opsd: the student's initial weights; with LoRA that is the student without its adapter.
     """
@@ -397,6 +397,20 @@ def load_teacher(config, student, student_tokenizer, devices):
         need(other is None, f"--teacher {config.teacher}: not the student's vocabulary; they differ in {other!r}")
         model = load_model(config.teacher, config.dtype, devices.device)
     return model.requires_grad_(False), contextlib.nullcontext, tokenizer
+
+
+def pad(rows, side, device="cpu"):
+    """Ids (B, T) and mask (B, T) of lists of token ids, padded on the left or on the right."""
+    rows = [torch.tensor(row, dtype=torch.long) for row in rows]
+    mask = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+    return [torch.nn.utils.rnn.pad_sequence(x, batch_first=True, padding_side=side).to(device) for x in (rows, mask)]
+
+
+def rows_of(completions, *columns):
+    """Columns (N,) of the tokens of all completions as rows (b, T), 0 behind each end, and the rows' mask (b, T)."""
+    lengths = torch.tensor([len(completion) for completion in completions], device=columns[0].device)
+    mask = torch.arange(lengths.max(), device=lengths.device) < lengths[:, None]
+    return [*(torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in columns), mask]
 
 
 def completion_hidden(model, prompts, completions, padding_limit=1.0):
@@ -508,28 +522,28 @@ def rollout_seed(config, step, rank):
 
 # --- one update -------------------------------------------------------------------------------------------------------
 def distillation_step(student, teacher, rollouts, config, devices, shuffle_seed=0):
-    """Gradients of sum_i w_i D_i; returns the divisor sum_i w_i and a record of each rollout.
+    """Gradients of sum_i w_i D_i; returns the divisor (Eq. 8: sum_i w_i) and a record of each rollout.
 
     `update` divides by the divisor once, so the result does not depend on how the batch is split (Eq. 8-9).
     """
-    dealt = None
+    shuffled = None
     if config.weighting == "renio_shuffled":
-        dealt = shuffled_weights(student, teacher, rollouts, config, devices, shuffle_seed)  # (B,)
+        shuffled = shuffled_weights(student, teacher, rollouts, config, devices, shuffle_seed)  # (B,)
     normalized = config.weighting != "none" and config.weight_norm == "batch"
     divisor, records = 0.0, []
     for batch in micro_batches(rollouts, config):
         tokens = compare(student, teacher, batch, config)  # d of Eq. 2, log p of Eq. 4, (b, T) each
-        if dealt is None:
+        if shuffled is None:
             weights = WEIGHTINGS[config.weighting](tokens, config)  # w, Eq. 4-7, (b, 1) or (b, T)
         else:
-            weights = dealt[len(records) :][: len(batch), None]
-        if normalized and config.variant == "official":  # the release normalizes here, over the micro-batch
-            weights = (weights / sample_means(weights, tokens.mask).mean()).clamp(max=10.0)
+            weights = shuffled[len(records) : len(records) + len(batch), None]
+        if normalized and config.variant == "official":  # the release: over the micro-batch, then at most 10
+            weights = (weights / rollout_weights(weights, tokens.mask).mean()).clamp(max=10.0)
         losses = (weights * tokens.divergence).sum(1)  # w D, (b,)
         if config.token_reduction == "mean":
             losses = losses / tokens.mask.sum(1).clamp(min=1)
         losses.sum().backward()
-        means = sample_means(weights, tokens.mask)  # (b,)
+        means = rollout_weights(weights, tokens.mask)  # (b,)
         if normalized and config.variant == "paper":
             divisor += means.sum().item()  # B times the mean weight of Eq. 8
         else:
@@ -575,7 +589,7 @@ def micro_batches(rollouts, config):
 
 def by_length(rollouts, config):
     """The rollouts by length, since a micro-batch costs as much as its longest rollout."""
-    if config.method == "grpo" or config.variant == "official":  # groups, and what is normalized, stay together
+    if config.method == "grpo" or config.variant == "official":  # groups and official micro-batches keep their order
         return rollouts
     return sorted(rollouts, key=lambda rollout: len(rollout.example.student_prompt) + len(rollout.completion))
 
@@ -632,11 +646,11 @@ def train(config, draw=draw_rollouts):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
 
-        with sampler:  # the student's present weights
+        with sampler:  # vLLM loads the student's current weights
             rollouts, drawn = draw(sampler, examples, step, config, devices)
         rollouts, drawn["seconds_rollout"] = by_length(rollouts, config), now() - started
 
-        old_logprobs = None  # of grpo, whose first update on these rollouts is on policy
+        old_logprobs = None  # grpo: set by the first update on these rollouts
         for _ in range(config.iterations if config.method == "grpo" else 1):
             if config.method == "sft":
                 divisor, records = sft_step(student, rollouts, config)
@@ -656,7 +670,6 @@ def train(config, draw=draw_rollouts):
 # ----------------------------------------------------------------------------------------------------------------------
 # Below: what real runs need besides the method
 # --- presets: what differs from the paper's settings, which are Config's defaults (Tables 5 and 6) --------------------
-
 MICRO = dict(model="init:micro", dataset="arith", task="arith", lora_r=0, dtype="float32", gradient_checkpointing=False)
 MICRO |= dict(prefix_tokens=50, temperature=1.0, micro_batch_size=16, max_prompt_tokens=256, save_steps=10)
 MICRO |= dict(learning_rate=4.5e-4, warmup_steps=5, max_steps=50, schedule_steps=50)
@@ -675,7 +688,7 @@ SCALES = {
     "one": dict(sft=ONE, grpo=ONE, opd=ONE | dict(model="Qwen/Qwen3-0.6B", teacher="Qwen/Qwen3-4B"), opsd=ONE),
     "paper": dict(sft={}, grpo=PAPER_GRPO, opd=dict(teacher="Qwen/Qwen3-8B"), opsd={}),
 }
-# of the released scripts for 1.7B; what depends on the student's size stands in run_all.sh
+# of the released scripts for 1.7B; thresholds, clips and micro-batches differ by model: run_all.sh sets them
 OFFICIAL = dict(token_reduction="mean", entry_clip=0.05, top_p=0.95, top_k=20, max_grad_norm=1.0)
 OFFICIAL |= dict(schedule_steps=126, max_prompt_tokens=20_000)
 OFFICIAL_GRPO = dict(max_grad_norm=1.0, schedule_steps=150, max_prompt_tokens=2048)
@@ -729,7 +742,7 @@ def completion_logprobs(student, rollouts, temperature):
     def logprobs_of(hidden, tokens):
         return token_logprobs(float32_logits(hidden, head), tokens, temperature)
 
-    rows = rows_of_chunk(len(head.weight), tokens.device)
+    rows = chunk_size(len(head.weight), tokens.device)
     parts = list(zip(hidden.split(rows), tokens.split(rows), strict=True))
     if len(parts) > 1:  # backward computes each chunk again
         logprobs = torch.cat([checkpoint(logprobs_of, *part, use_reentrant=False) for part in parts])
@@ -906,7 +919,7 @@ def read_problems(source, split="train", need_solution=False, task="math", limit
             need(not re.search("[\ud800-\udfff]", row[name] or ""), f"{where}: {name} holds half of a surrogate pair")
         if row["answer"] is None and row["solution"]:
             row["answer"] = hash_answer(row["solution"]) or extract_boxed(row["solution"])
-        rows.append(row)
+        rows.append(row | (dict(answer=None) if task == "code" else {}))  # training does not run programs
         if len(rows) == limit:
             break
     if other_domains:
@@ -1315,20 +1328,6 @@ def decode(tokenizer, completion, eos_ids):
     return tokenizer.decode(completion[:end], skip_special_tokens=True)
 
 
-def pad(rows, side, device="cpu"):
-    """Ids (B, T) and mask (B, T) of lists of token ids, padded on the left or on the right."""
-    rows = [torch.tensor(row, dtype=torch.long) for row in rows]
-    mask = [torch.ones_like(row, dtype=torch.bool) for row in rows]
-    return [torch.nn.utils.rnn.pad_sequence(x, batch_first=True, padding_side=side).to(device) for x in (rows, mask)]
-
-
-def rows_of(completions, *columns):
-    """Columns (N,) of the tokens of all completions as rows (b, T), 0 behind each end, and the rows' mask (b, T)."""
-    lengths = torch.tensor([len(completion) for completion in completions], device=columns[0].device)
-    mask = torch.arange(lengths.max(), device=lengths.device) < lengths[:, None]
-    return [*(torch.zeros_like(mask, dtype=column.dtype).masked_scatter(mask, column) for column in columns), mask]
-
-
 @contextlib.contextmanager
 def merged_adapter(model):
     """Within it the model is in evaluation mode, and a LoRA adapter is merged into float32 weights, which saves time.
@@ -1418,7 +1417,6 @@ class VllmSampler:
     running = None  # the engine of this process
 
     def __init__(self, flag, model, dtype, max_length, memory, max_rows, lora_r=0, sleeps=False):
-        need_vllm(flag)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine must see the trainer's tensors
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -1577,9 +1575,11 @@ def open_output(config, devices):
     if devices.rank == 0 and (folder / "metrics.jsonl").exists():  # at least one step was made
         need(config.resume, f"--output_dir {folder}: holds a run already; pass --resume, or name another folder")
         old = json.loads((folder / "config.json").read_text(encoding="utf-8"))["flags"]
-        changed = [f"--{k} {old.get(k)} (now {v})" for k, v in settings.items() if old.get(k) != v]
+        free = "micro_batch_size" if config.variant == "paper" else ""  # it changes only speed and memory (Eq. 8-9)
+        changed = [f"--{k} {old.get(k)} (now {v})" for k, v in settings.items() if old.get(k) != v and k != free]
         need(not changed, f"--resume: {folder} was made with other settings: {', '.join(changed)}")
         start = next(iter(checkpoints(folder)), None)
+        need(start or not (folder / "final").exists(), f"--resume: {folder} is finished; to train anew remove it")
     elif devices.rank == 0:
         command = ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
@@ -1685,7 +1685,6 @@ class Log:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else memory
         row |= dict(seconds_update=seconds - drawn["seconds_rollout"], peak_memory_gb=memory / 1e9)
-        row["tokens_per_second"] = total(records, "length") / seconds
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has none
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -1732,18 +1731,18 @@ def step_metrics(records, divisor, config):
     weight_mean, weight_max     of the weights used (Eq. 7), before Eq. 8; under --variant official after it
     effective_sample_size       (sum of w)^2 / sum of w^2: number of equally weighted rollouts with the same variance
     key_token_share             tokens above the threshold (Eq. 6)
-    first_token_key_share, first_token_divergence_share    key tokens, and divergence, on the first tokens
+    first_token_key_share, first_token_divergence_share    rollouts that begin with a key token; of all divergence
     completion_length, truncation_rate          tokens per rollout; rollouts without an end
     graded, rollout_accuracy    rollouts with an answer to grade; share of these that is correct
-    weight_auc_wrong            chance that ReNIO's weight of an incorrect rollout exceeds that of a correct one
-    reward, silent_share, clipped_share         grpo: correct rollouts; those with advantage 0; clipped tokens
+    weight_auc_incorrect        chance that ReNIO's weight of an incorrect rollout exceeds that of a correct one
+    reward, zero_advantage_share, clipped_share    grpo: correct rollouts; those with advantage 0; clipped tokens
     drawn, drawn_correct, drawn_ungradable      filter study: rollouts sampled for the update
     grad_norm, skipped, learning_rate           before clipping; whether it was not finite, and nothing changed
-    seconds, seconds_rollout, seconds_update, tokens_per_second     of the step; rollouts are graded in seconds_rollout
+    seconds, seconds_rollout, seconds_update    of the step; rollouts are graded in seconds_rollout
     peak_memory_gb              GPU memory allocated, or resident memory of the process, since its start
     """
     n, tokens = len(records), total(records, "length")
-    metrics = dict(loss=total(records, "loss") / divisor, completion_length=tokens / n)
+    metrics = dict(loss=total(records, "loss") / (divisor or 1), completion_length=tokens / n)
     if config.method == "sft":
         return metrics
     graded = [record for record in records if record["correct"] is not None]
@@ -1753,7 +1752,7 @@ def step_metrics(records, divisor, config):
     if config.method == "grpo":
         silent = sum(record["advantage"] == 0 for record in records)
         clipped = total(records, "clipped") / tokens
-        return metrics | dict(reward=len(correct) / n, silent_share=silent / n, clipped_share=clipped)
+        return metrics | dict(reward=len(correct) / n, zero_advantage_share=silent / n, clipped_share=clipped)
     weights = [record["weight"] for record in records]
     of_incorrect = [record["renio_weight"] for record in graded if not record["correct"]]
     pairs = [(weight, record["renio_weight"]) for weight in of_incorrect for record in correct]
@@ -1761,12 +1760,12 @@ def step_metrics(records, divisor, config):
     counted, key_tokens = total(records, "counted") or 1, total(records, "key_tokens")  # all tokens may be skipped
     divergence, first = total(records, "divergence"), total(records, "first_divergence")
     metrics |= dict(divergence=divergence / counted, key_token_share=key_tokens / counted)
+    metrics["first_token_key_share"] = total(records, "first_key") / n
     metrics["teacher_entropy"] = sum(record["teacher_entropy"] * record["counted"] for record in records) / counted
     metrics["first_token_divergence_share"] = first / divergence if divergence else None
-    metrics["first_token_key_share"] = total(records, "first_key") / key_tokens if key_tokens else None
     metrics |= dict(weight_mean=sum(weights) / n, weight_max=max(weights))
-    metrics["effective_sample_size"] = sum(weights) ** 2 / sum(weight * weight for weight in weights)
-    return metrics | dict(weight_auc_wrong=sum(wins) / len(wins) if wins else None)
+    metrics["effective_sample_size"] = sum(weights) ** 2 / (sum(weight * weight for weight in weights) or 1)
+    return metrics | dict(weight_auc_incorrect=sum(wins) / len(wins) if wins else None)
 
 
 def total(records, name):
@@ -1821,7 +1820,7 @@ def check(config):
     c, distills, vllm = config, config.method in ("opd", "opsd"), config.rollout_engine == "vllm"
     lowest = -math.inf if c.log_ratio_clip_min is None else c.log_ratio_clip_min
     student, teacher = prompt_templates(c)
-    smallest = min(c.batch_size, c.micro_batch_size, c.generations, c.max_steps)
+    smallest = min(c.batch_size, c.micro_batch_size, c.generations, c.iterations, c.max_steps)
     mistakes = (
         (not c.output_dir, "--output_dir: required"),
         (smallest < 1, "batch sizes and steps must be positive"),
@@ -1832,6 +1831,7 @@ def check(config):
         (not distills and c.privileged, "--privileged: only for --method opd and opsd"),
         (c.method != "sft" and c.privileged_share, "--privileged_share: only for --method sft"),
         (c.method == "grpo" and c.batch_size % max(1, c.generations), "--generations: must divide --batch_size"),
+        (c.method == "grpo" and c.generations == 1, "--generations 1: a group of one has no advantage"),
         (0 < c.schedule_steps < c.max_steps, "--schedule_steps: the learning rate would be 0 before --max_steps"),
         (not 0 <= c.beta <= 1, f"--beta {c.beta}: must lie in [0, 1]"),
         (c.temperature <= 0, f"--temperature {c.temperature}: must be above 0"),

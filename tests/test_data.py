@@ -174,6 +174,8 @@ def test_training_that_needs_answers_is_refused_on_data_without(tmp_path, micro_
         with pytest.raises(SystemExit, match=f"--dataset {source}: no answers"):
             run(tmp_path / "run", f"--method {words} --model {micro_model} --dataset {source}")
     run(tmp_path / "run", f"--method opsd --model {micro_model} --dataset {source}")
+    source = write_rows(tmp_path / "b.jsonl", dict(problem="Double x.", solution="2 * x", answer="2 * x"))
+    assert [renio.read_problems(source, task=task)[0]["answer"] for task in ("math", "code")] == ["2 * x", None]
 
 
 # --- chat templates ---------------------------------------------------------------------------------------------------

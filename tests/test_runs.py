@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Whole runs: micro-batches and processes, kills, full disks, broken numbers, flags, files, and the filter study."""
 
+import contextlib
 import json
 import os
 import random
@@ -204,6 +205,23 @@ def test_a_folder_in_use_a_second_run_and_changed_settings_are_refused(tmp_path,
         run(tmp_path, words)
     with pytest.raises(SystemExit, match=r"other settings: --beta 0.0 \(now 0.5\)"):
         run(tmp_path, f"{words} --resume --beta 0.5")
+    with pytest.raises(SystemExit, match="is finished; to train anew remove it"):  # and keeps its metrics
+        run(tmp_path, f"{words} --resume")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_resumed_run_may_split_its_batches_anew_unless_the_split_decides_the_weights(tmp_path, micro_model):
+    for variant, change in (("paper", None), ("official", "other settings: --micro_batch_size 16")):
+        words = f"--method opsd --model {micro_model} --variant {variant} --save_steps 1 --batch_size 16 --max_steps 2"
+        run(tmp_path / variant, words)
+        with pytest.raises(SystemExit, match=change) if change else contextlib.nullcontext():
+            run(tmp_path / variant, f"{words} --resume --micro_batch_size 8")
+
+
+def test_a_batch_whose_weights_are_all_0_is_skipped(tmp_path, micro_model, monkeypatch):
+    monkeypatch.setitem(renio.WEIGHTINGS, "renio", lambda tokens, config: 0 * tokens.log_ratio[:, :1])
+    rows = run(tmp_path, f"--method opsd --model {micro_model} --weighting renio").metrics
+    assert [row["skipped"] for row in rows] == [True, True]
 
 
 # --- flags and files --------------------------------------------------------------------------------------------------
@@ -221,6 +239,8 @@ def test_a_folder_in_use_a_second_run_and_changed_settings_are_refused(tmp_path,
         ("--method grpo --privileged True", "--privileged: only for --method opd and opsd"),
         ("--method opsd --privileged_share 0.5", "--privileged_share: only for --method sft"),
         ("--method grpo --generations 5", "--generations: must divide --batch_size"),
+        ("--method grpo --generations 1", "--generations 1: a group of one has no advantage"),
+        ("--method grpo --iterations 0", "batch sizes and steps must be positive"),
         ("--method opsd --schedule_steps 10", "--schedule_steps: the learning rate would be 0"),
         ("--method opsd --beta 2", r"--beta 2.0: must lie in \[0, 1\]"),
         ("--method opsd --beta nan", r"--beta nan: must lie in \[0, 1\]"),
