@@ -6,7 +6,6 @@
     python eval.py --scale paper --checkpoints runs/opd --engine vllm  # every checkpoint-N, into runs/opd/eval.json
     python eval.py show runs/opd                                    # print a few rollouts of this training run
     python eval.py compare A.json B.json                            # B minus A, paired by problem
-    python eval.py compare A0.json A1.json vs B0.json B1.json       # B minus A, paired by training seed
     python eval.py report results/micro                             # write report.md from every eval.json in it
 
 Every answer is appended to answers.jsonl as soon as it ends. After a kill the same command samples the missing answers.
@@ -99,8 +98,7 @@ def load_benchmark(name, data_dir=None, limit=None):
     benchmark, rows = benchmark_of(name), []
     if name in renio.SYNTHETIC:
         return renio.SYNTHETIC[name](limit or 500, split="test")
-    is_own = name == benchmark.file
-    source = str(Path(data_dir) / benchmark.file) if data_dir and not is_own else benchmark.hub_name
+    source = str(Path(data_dir) / benchmark.file) if data_dir and name != benchmark.file else benchmark.hub_name
     if benchmark.task == "math":
         rows = renio.read_problems(source, benchmark.split, limit=limit)
         for number, row in enumerate(rows, start=1):
@@ -147,10 +145,8 @@ def evaluate(args):
     if missing:
         sample_answers(args, problems, settings, models, wanted, missing)
         answers = read_answers(args.answers, settings)
-    groups = {}
-    for key in wanted:
-        groups.setdefault(key[:3], []).append(answers[key])
-    results = [score(*group, problems[group[1]], given) for group, given in groups.items()]
+    groups = itertools.groupby(wanted, key=lambda key: key[:3])  # step, benchmark, decoding
+    results = [score(*group, problems[group[1]], [answers[key] for key in keys]) for group, keys in groups]
     for r in results:
         step = "" if r["step"] is None else f", step {r['step']}"
         scores = f"{100 * r['avg']:.1f} % correct, {r['length']:.1f} tokens an answer"
@@ -946,8 +942,9 @@ def training_columns(folder):
     steps, incorrect = rollouts.step[graded], ~rollouts.correct[graded].astype(bool)
     columns |= {f"auc_{name}": auc_within_batch(steps, values[graded], incorrect) for name, values in finders.items()}
     share = weight[graded] / weight[graded].groupby(steps).transform("sum")  # Eq. 8: each batch has the same weight
-    columns["incorrect_rollouts"] = 100 * incorrect.mean()
-    columns["incorrect_weight"] = 100 * share[incorrect].sum() / share.sum()
+    columns |= dict(
+        incorrect_rollouts=100 * incorrect.mean(), incorrect_weight=100 * share[incorrect].sum() / share.sum()
+    )
     clipped = weight >= 0.999 * weight.max()  # clipped weights differ in their last digits
     groups = [weight == 1, (weight > 1) & ~clipped, (weight > 1) & clipped]
     columns |= {f"entropy_{x}": entropy[group].mean() for x, group in zip(WEIGHTS, groups, strict=True)}
@@ -1003,7 +1000,7 @@ def verdict(gains):
     return "opposite" if ends[1] < 0 else "no effect"
 
 
-def cell(values, form="+.1f"):
+def cell(values, form="+z.1f"):
     """A mean over seeds and its interval as text; of two seeds both values, since they have no interval."""
     if len(values) == 0:
         return "–"
@@ -1012,30 +1009,23 @@ def cell(values, form="+.1f"):
     return f"{texts[0]} [{texts[1]}, {texts[2]}]" if len(texts) == 3 else ", ".join(texts)
 
 
-def compare(words):
-    """Print the gains of B over A. words: files A and B; or files of several seeds, "vs", files of several seeds."""
-    seeds = "vs" in words
-    sides = [words[: words.index("vs")], words[words.index("vs") + 1 :]] if seeds else [words[:1], words[1:]]
-    usage = "write: compare A.json B.json, or compare A0.json A1.json vs B0.json B1.json"
-    renio.need(all(sides) and (seeds or len(words) == 2), usage)
-    keys = ["benchmark", "decoding", "seed"][: 3 if seeds else 2]
-    sides = [pd.DataFrame(itertools.chain(*(read_evaluation(Path(path)) for path in paths))) for paths in sides]
+def compare(*paths):
+    """Print the gain of the second eval.json over the first at the last step, with an interval over the problems."""
+    keys = ["benchmark", "decoding"]
+    sides = [pd.DataFrame(read_evaluation(Path(path))) for path in paths]
     sides = [rows.sort_values("step", na_position="first").drop_duplicates(keys, keep="last") for rows in sides]
     pairs = sides[0].merge(sides[1], on=keys, suffixes=("_a", "_b"))
-    renio.need(len(pairs), "compare: the two sides share no benchmark and decoding, or no training seed")
-    for (benchmark, decoding), rows in pairs.groupby(keys[:2], sort=False):
-        same = (rows.checksum_a == rows.checksum_b) & (rows.problems_a == rows.problems_b)
-        renio.need(same.all(), f"compare: the two sides were scored on different problems of {benchmark}")
-        text = f"{cell(rows.score_b - rows.score_a)} points, training seeds: {len(rows)}"
-        if len(rows) == 1:
-            gains = 100 * np.subtract(rows.per_problem_b[rows.index[0]], rows.per_problem_a[rows.index[0]])
-            ends = stats.bootstrap((gains,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
-            text = "{:+.1f} [{:+.1f}, {:+.1f}] points, over problems alone".format(gains.mean(), *ends)
-        means = [f"{rows[f'label_{x}'].iloc[0]} {rows[f'score_{x}'].mean():.1f}" for x in "ba"]
-        text = f"{DECODINGS[decoding]}: {' − '.join(means)} = {text}".replace("-", "−")
-        conditions = sorted({*rows.conditions_a, *rows.conditions_b})
-        text += f"; scored with different settings: {' | '.join(conditions)}" if len(conditions) > 1 else ""
-        print(f"{benchmark}, {text}")
+    renio.need(len(pairs), "compare: the two files share no benchmark and decoding")
+    for row in pairs.itertuples():
+        same = (row.checksum_a, row.problems_a) == (row.checksum_b, row.problems_b)
+        renio.need(same, f"compare: the two files were scored on different problems of {row.benchmark}")
+        gains = 100 * np.subtract(row.per_problem_b, row.per_problem_a)
+        ends = stats.bootstrap((gains,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
+        text = "{:+z.1f} [{:+z.1f}, {:+z.1f}] points, over problems alone".format(gains.mean(), *ends)
+        text = f"{row.label_b} {row.score_b:.1f} − {row.label_a} {row.score_a:.1f} = {text.replace('-', '−')}"
+        if row.conditions_a != row.conditions_b:
+            text += f"; scored with different settings: {row.conditions_a} | {row.conditions_b}"
+        print(f"{row.benchmark}, {DECODINGS[row.decoding]}: {text}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1068,7 +1058,7 @@ CLAIMS = [  # the claim, the target of run_all.sh that tests it, the label that 
     ("ReNIO improves OPD, other length (Table 3)", "table3", "opd+renio@*", "opd@*"),
     ("the clip helps (Table 4)", "table4", "opd+renio", "opd+renio-noclip"),
     ("the threshold helps (Table 4)", "table4", "opd+renio", "opd+renio-nothreshold"),
-    ("the batch norm helps (Table 4)", "table4", "opd+renio", "opd+renio-nonorm"),
+    ("dividing by the batch's mean weight helps (Table 4)", "table4", "opd+renio", "opd+renio-nonorm"),
     ("S/T beats T/S weights (Table 8)", "table8", "opsd+renio", "opsd+ts_sample"),
     ("sample beats token weights (Table 8)", "table8", "opsd+renio", "opsd+st_token"),
     ("incorrect rollouts teach OPSD more (Figure 1)", "figure1", "opsd-incorrect", "opsd-correct"),
@@ -1087,7 +1077,7 @@ table8 | Table 8: other weights, compared with opsd+renio | opsd+renio opsd+ts_s
 figure1 | Figure 1: incorrect rollouts, compared with correct ones | opsd-correct opsd-incorrect:opsd-correct
  opsd-correct-mixed opsd-incorrect-mixed:opsd-correct-mixed opd-correct opd-incorrect:opd-correct
  opd-correct-mixed opd-incorrect-mixed:opd-correct-mixed
-figure6 | Figure 6: clip and threshold (opd+renio: 3.0 and 0.8), compared with opd | opd opd+renio:opd
+figure6 | Figure 6: clip and threshold (default 3.0 and 0.8), compared with opd | opd opd+renio:opd
  opd+renio-clip2.0:opd opd+renio-clip2.5:opd opd+renio-clip3.0:opd opd+renio-threshold0.6:opd opd+renio-threshold1.0:opd
 """  # the target of run_all.sh, the title, and the rows: a label, or a label and the one that it is compared with
 CONTROLS = """controls | Controls of METHOD, compared with the same run without a weight | METHOD METHOD+renio:METHOD
@@ -1152,7 +1142,7 @@ def scorecard_lines(scores, claims):
     rows, minutes = [], scores.groupby(["label", "seed"]).agg(dict(minutes="sum", train_minutes="max"))
     minutes = minutes.sum(axis=1).groupby("label").mean()
     for claim, (*_, label, other) in zip(claims, CLAIMS, strict=True):
-        ours = [cell(-gains, "+.2f") if "ρ" in claim["paper"] else cell(gains) for gains in claim["gains"]]
+        ours = [cell(-gains, "+z.2f") if "ρ" in claim["paper"] else cell(gains) for gains in claim["gains"]]
         ours[0] = f"**{ours[0]}**" if claim["stands"] else ours[0]
         cost = minutes.reindex(list({label, other or label})).sum(skipna=False)  # nan if one of the two was not run
         cost = f"{claim['target']}, {cost:.1f}".removesuffix(", nan")
@@ -1171,24 +1161,27 @@ def row_name(scores, label):
 
 def table_lines(scores, tables, student, target, title, rows, task="math"):
     """A table of the paper with our scores, over the seeds that all rows have."""
-    shown = [row for row in rows if row[0] in tables["sampled"]]
+    shown, lengths = [row for row in rows if row[0] in tables["sampled"]], target == "table3"
     labels = [label for label, _ in shown]
     seeds = tables["sampled"][labels].dropna().index if labels else []
     if not len(seeds) or (target != "main" and set(labels) <= set(METHODS)):
         return [f"## {title}", "", f"Not run: `bash run_all.sh {target}`.", ""]
-    tables, lines, signs = {name: table.reindex(seeds) for name, table in tables.items()}, [], []
+    tables, lines = {name: table.reindex(seeds) for name, table in tables.items()}, []
     for label, other in shown:
-        paper = paper_texts(scores, student, label, other, task, target == "table3")
-        lines.append([row_name(scores, label), *paper])
+        against = "" if other in [*labels, ""] else f", compared with {other}"
+        lines.append([row_name(scores, label) + against, *paper_texts(scores, student, label, other, task, lengths)])
         for table in tables.values():
             lines[-1].append(f"{table[label].mean():.1f}" if label in table else "")
             lines[-1].append(cell(difference(table, label, other)) if other else "")
-        if other in labels and paper[1]:
-            signs.append((difference(tables["sampled"], label, other).mean() > 0) == ("+" in paper[1]))
+    pairs = [(difference(tables["sampled"], *x), *x) for x in itertools.combinations(labels, 2)]
+    pairs = [(gains.mean() > 0, paper_texts(scores, student, *x, task, lengths)[1]) for gains, *x in pairs]
+    signs = [gained == ("+" in paper) for gained, paper in pairs if paper]
     missing = [label for label, _ in rows if label not in labels]
-    text = f"Signs as in the paper at temperature 1: {sum(signs)} of {len(signs)}. " if signs else ""
-    text += f"Seeds: {', '.join(map(str, seeds))}. " + (f"Not run: {', '.join(missing)}." if missing else "")
-    header = ["", "paper", "difference", *(text for name in tables for text in (DECODINGS[name], "difference"))]
+    text = f"Pairs of rows that stand in the paper's order at temperature 1: {sum(signs)} of {len(signs)}. "
+    text = (text if signs else "") + f"Seeds that all rows have: {', '.join(map(str, seeds))}. "
+    text += f"Not run: {', '.join(missing)}." if missing else ""
+    names = ["paper", *(DECODINGS[name] for name in tables)]
+    header = ["", *(text for name in names for text in (name, f"difference, {name}"))]
     return [f"## {title}", *markdown_table(header, lines), text, ""]
 
 
@@ -1204,6 +1197,9 @@ def findings(scores, tables, claims):
     shares = {name: run_values(scores, "opd", name) for name in names}
     if len(shares["auc_weight"]):
         sentences.append(NOTES["finds"].format(**{name: values.mean() for name, values in shares.items()}))
+        aucs = [(run_values(scores, "opd", f"auc_{key}"), name) for key, name in FINDERS.items() if key != "weight"]
+        best, name = max((values.mean(), name) for values, name in aucs if len(values))
+        sentences.append(f"The best of the simpler scores: {name} (AUC {best:.2f}).")
     for text, decoding, *tails in (
         ("ReNIO's gain over plain distillation in points at temperature 1: {}.", "sampled"),
         ("Greedily: {}.", "greedy"),
@@ -1219,27 +1215,31 @@ def findings(scores, tables, claims):
     for decoding, name in DECODINGS.items():
         gains = [gain.mean() for gain in (difference(tables[decoding], *pair) for pair in pairs) if len(gain)]
         if gains:
-            sentences.append(f"ReNIO gains in {sum(x > 0 for x in gains)} of {len(gains)} settings ({name}).")
+            count = f"{sum(x > 0 for x in gains)} of {len(gains)} settings"
+            sentences.append(f"ReNIO's mean gain is above 0 in {count} (method, length, batch, divergence), {name}.")
     if scores.seed.nunique() > 1:
         verdicts = Counter(claim["verdict"] for claim in claims)
-        sentences.append(f"Claims of the paper: {', '.join(f'{count} {name}' for name, count in verdicts.items())}.")
-    return [" ".join(sentences), ""]
+        sentences.append(f"Claims of the paper: {', '.join(f'{name} {count}' for name, count in verdicts.items())}.")
+    return [*(f"- {sentence}" for sentence in sentences), ""]
 
 
 NOTES = {
-    "finds": "Of OPD's rollouts {incorrect_rollouts:.0f} % are incorrect. They get {incorrect_weight:.0f} % of ReNIO's "
-    "weight (AUC within a batch: {auc_weight:.2f}).",
+    "finds": "{incorrect_rollouts:.0f} % of OPD's rollouts are incorrect. They get {incorrect_weight:.0f} % of ReNIO's "
+    "weights (AUC within a batch: {auc_weight:.2f}).",
     "scorecard": "Points gained, paired by seed; ρ: rank correlation. A verdict needs three seeds at temperature 1. "
-    "Bold: it stands after Holm's correction over these claims. Minutes: to train and score one seed of the runs.",
+    "No effect: the 95 % interval includes 0. Bold: it stands after Holm's correction. Minutes: to train and score one "
+    "seed. Labels: +renio: ReNIO's weights; +renio_shuffled: the same, dealt at random; +correctness: an oracle's; "
+    "+ts_sample: of teacher-to-student ratios; +st_token: one a token; @: rollouts of the other length; beta0.5: JSD; "
+    "beta1: reverse KL; -correct, -incorrect: trained on these rollouts only; -mixed: on problems solved at times.",
     "arith": "These are toy models: 0.37 million weights (student) and 0.64 million (teacher). Answers have about 23 "
     "tokens, and one incorrect digit makes an answer incorrect; this makes a high AUC likely. All weights are trained, "
-    "with warm-up and linear decay; the paper trains LoRA at a constant rate. The recipe comes from seeds 100 to 103. "
-    "But seeds 0 and 1 were seen before answers lost a last line, which OPD got incorrect, most often with ReNIO. ",
+    "with warm-up and linear decay; the paper trains LoRA at a constant rate. Tuning used seeds 100 to 103. The task "
+    "lost a line after seeds 0 and 1 were seen: OPD got this line wrong, most often with ReNIO. ",
     "products": "The student is SmolLM2-135M-Instruct (tests/make_smollm2.py: from 4-bit weights). The teacher is the "
     "same model, fine-tuned. Seeds 0 to 2 share both. Rates decay linearly. ",
-    "trust": "Scores are of the last step. The paper's are of Qwen3-1.7B (or the student above), best of four "
-    "checkpoints, one training. Intervals are 95 %, Student's over training seeds, on these problems. Compare signs, "
-    "not sizes. All runs: [tables.md](tables.md). All numbers: [scores.csv](scores.csv).\n",
+    "trust": "Scores are of the last step. The paper's are of Qwen3-1.7B (or the student in the title), best of four "
+    "checkpoints, one training. Intervals: 95 %, of t tests over training seeds, on these problems. Compare signs, not "
+    "sizes. Settings, lengths, truncation: [tables.md](tables.md). All numbers: [scores.csv](scores.csv).\n",
 }
 
 
@@ -1342,13 +1342,13 @@ def draw_figures(folder, scores, tables):
     style |= {"axes.edgecolor": GREY, "axes.labelcolor": GREY, "axes.titlesize": 10.5, "savefig.transparent": True}
     style |= {"axes.spines.top": False, "axes.spines.right": False}
     lines, panels = defaultdict(list), point_panels(scores, tables)
-    for name, (draw, caption) in FIGURES.items():
+    for name, caption in FIGURES.items():
         (folder / f"{name}.png").unlink(missing_ok=True)
         with rc_context(style):
             sheet = Figure((8.38, 2 if name == "rollouts" else 3), layout="constrained")  # GitHub shows 838 pixels
-            axes = sheet.subplots(1, 2, sharex=name in ("figure1", "figure5", "figure6"), sharey=name == "steps")
-            if draw:
-                drawn = draw(folder, scores, tables, axes)
+            axes = sheet.subplots(1, 2, sharex=name.startswith("figure"), sharey=name == "steps")
+            if name in DRAW:
+                drawn = DRAW[name](folder, scores, tables, axes)
             else:
                 drawn = all([draw_points(axis, *panel) for axis, panel in zip(axes, panels[name], strict=True)])
             if drawn:
@@ -1361,9 +1361,10 @@ def draw_points(axis, title, label, rows):
     """Means with intervals, and a grey dot a seed. rows: (name, values, method, marker); a name has one or two rows."""
     rows = [row for row in rows if len(row[1])]
     names = list(dict.fromkeys(name for name, *_ in rows))
-    pairs = len(rows) > len(names)
-    for name, values, method, marker in rows:
-        place, ends = names.index(name) + pairs * (0.18 if marker == "D" else -0.18), interval(values)
+    shift = 0.18 if len(rows) > len(names) else 0
+    for number, (name, values, method, marker) in enumerate(rows):
+        is_second, ends = number > 0 and rows[number - 1][0] == name, interval(values)
+        place = names.index(name) + (shift if is_second else -shift)
         error = [[np.mean(values) - ends[0]], [ends[1] - np.mean(values)]] if ends else None
         axis.plot(values, [place] * len(values), ".", color=GREY, alpha=0.5, markersize=5)
         colour = COLOURS[re.match("[a-z]+", method)[0]]
@@ -1393,11 +1394,11 @@ def point_panels(scores, tables):
         panels["figure5"].append((method.upper(), "teacher's entropy in nats", rows))
     for flag, usual in dict(clip="clip3.0", threshold="threshold0.8").items():
         swept = {x.removeprefix("opd+renio-"): x for x in sorted(sampled) if x.startswith(f"opd+renio-{flag}")}
-        swept |= {usual: "opd+renio"} if swept else {}
+        swept |= {usual: "opd+renio-clip3.0" if "opd+renio-clip3.0" in sampled else "opd+renio"} if swept else {}
         seeds = sampled[list(swept.values())].dropna().index
         rows = [(x, label, table.reindex(seeds), mark) for x, label in sorted(swept.items()) for table, mark in marks]
         rows = [(x, difference(table, label, "opd"), "opd", mark) for x, label, table, mark in rows]
-        panels["figure6"].append((legend, "points over plain OPD", rows))
+        panels["figure6"].append((f"{flag}, {legend}", "points over plain OPD", rows))
     return panels
 
 
@@ -1406,11 +1407,11 @@ def draw_headline(folder, scores, tables, axes):
     values = [share.sum() / max(1, len(share)) for share in shares]
     bars = axes[0].barh(["of OPD's\nrollouts", "of ReNIO's\nweight"], values, color=COLOURS["opd"])
     axes[0].bar_label(bars, fmt="%.0f %%", padding=3)
-    axes[0].set(xlim=(0, 112), ylim=(1.6, -0.6), xlabel="percent", title="How much is incorrect?")
+    axes[0].set(xlim=(0, 112), ylim=(1.6, -0.6), xlabel="percent", title="Share that is incorrect")
     rows, tails = [], ("+renio", "+correctness", "+renio_shuffled")
     for tail, name in zip(tails, ("ReNIO", "oracle", "ReNIO's weights,\nat random"), strict=True):
-        rows += [(name, difference(tables["sampled"], f"{m}{tail}", m), m, "oD"[m == "opsd"]) for m in DISTILLATIONS]
-    return draw_points(axes[1], "What does it buy?  ● OPD  ◆ OPSD", "points over plain", rows) and len(shares[0])
+        rows += [(name, difference(tables["sampled"], f"{m}{tail}", m), m, "o") for m in DISTILLATIONS]
+    return draw_points(axes[1], "What does it change?", "points over plain", rows) and len(shares[0])
 
 
 def draw_steps(folder, scores, tables, axes):
@@ -1419,64 +1420,67 @@ def draw_steps(folder, scores, tables, axes):
         curves = rows.pivot_table(index="step", columns="label", values="score")
         if len(curves) < 2 or "base" not in tables[decoding]:
             return False
-        start, place = tables[decoding]["base"].mean(), math.inf
-        for label, curve in sorted(curves.items(), key=lambda item: -item[1].iloc[-1]):
+        start = tables[decoding]["base"].mean()
+        for label, curve in curves.items():
             colour, line = COLOURS[label.removesuffix("+renio")], "--" if label.endswith("+renio") else "-"
-            axis.plot([0, *curve.index], [start, *curve], line, color=colour)
-            place = min(place - (curves.max().max() - start) / 12, curve.iloc[-1])  # names must not overlap
-            axis.text(curve.index[-1], place, f" {label}", color=colour, va="center")
+            axis.plot([0, *curve.index], [start, *curve], line, color=colour, label=label)
         axis.set(title=name, xlabel="step", ylabel="percent correct")
+    axes[0].legend(loc="upper left", frameon=False, fontsize=8)
     return True
 
 
 def draw_figure3(folder, scores, tables, axes):
     for axis, method in zip(axes, DISTILLATIONS, strict=True):
-        paths = sorted(folder.rglob(f"{method}/rollouts.jsonl"))[:1]
-        if not paths:
+        rollouts = read_lines(min(folder.rglob(f"{method}/rollouts.jsonl"), default=folder / "none"))
+        if not len(rollouts):
             return False
-        ratios = np.concatenate(read_lines(paths[0]).log_ratios.to_list())
+        ratios = np.concatenate(rollouts.log_ratios.to_list())
         axis.hist(ratios, bins=80, log=True, color=COLOURS[method])
         title = f"{method.upper()}: {100 * np.mean(ratios > 0.8):.1f} % are above 0.8"
         axis.set(title=title, xlabel="log-ratio of a token", ylabel="tokens")
+        for place in (0.8, 3.0):
+            axis.axvline(place, color=GREY, linestyle=":")
     return True
 
 
 def draw_rollouts(folder, scores, tables, axes):
-    paths = sorted(folder.rglob("opd/rollouts.jsonl"))
-    if not paths or "arith" not in set(scores.benchmark):
+    rollouts = read_lines(min(folder.rglob("opd/rollouts.jsonl"), default=folder / "none"))
+    if not len(rollouts) or "arith" not in set(scores.benchmark):
         return False
-    rollouts = read_lines(paths[0]).query("step == 1 and completion.str.len() < 20").sort_values("key_tokens")
+    rollouts = rollouts.query("step == 1").sort_values("key_tokens")
+    words = rollouts.problem.str.split().str.len()  # a name and an operation for each result
+    rollouts = rollouts[(rollouts.completion.str.len() == 1.5 * words + 3) & (words < 12)]  # without a second try
     chosen = [rollouts[rollouts.correct.eq(False)].tail(1), rollouts[rollouts.correct.eq(True)].head(1)]
     for axis, rollout in zip(axes, [rollout for rows in chosen for rollout in rows.itertuples()], strict=False):
-        words = renio.arith_tokenizer().convert_ids_to_tokens(list(rollout.completion))
-        for row, name in enumerate(("asked", "student", "correct")):
-            axis.text(-0.9, row, name, ha="center", va="center")
-        operations = rollout.problem.split()[1::2]
-        for column, operation in enumerate(operations):
-            place = words.index(operation) + 1 if operation in words[:-1] else -1
-            is_key, ratio = rollout.log_ratios[place] > 0.8, f"{math.exp(rollout.log_ratios[place]):.0f}×"
-            texts = {0: operation, 1: words[place], 2: str(renio.result_of(operation)), 1.45: ratio if is_key else ""}
-            for y, text in texts.items():
-                box = dict(boxstyle="round", facecolor="none", edgecolor=COLOURS["opsd"]) if y == 1 and is_key else None
-                axis.text(column, y, text, bbox=box, ha="center", va="center", size=8.5 if y == 1.45 else 10)
-        axis.set(xlim=(-1.4, len(operations)), ylim=(2.6, -0.6), title=f"ReNIO's weight: {rollout.renio_weight:.1f}")
+        operations, ratios = rollout.problem.split()[1::2], rollout.log_ratios[3:-2:3]
+        results = renio.arith_tokenizer().convert_ids_to_tokens(list(rollout.completion))[3:-2:3]
+        texts = [
+            x if ratio <= 0.8 else f"{x}  {math.exp(ratio):.0f}×" for x, ratio in zip(results, ratios, strict=True)
+        ]
+        rows = [operations, texts, [str(renio.result_of(operation)) for operation in operations]]
+        names = ["asked  ", "student  ", "correct  "]
+        table = axis.table(rows, rowLabels=names, loc="center", cellLoc="center", edges="open", fontsize=10)
+        table.auto_set_font_size(False)
+        table.scale(0.9, 1.8)
+        for column in [column for column, ratio in enumerate(ratios) if ratio > 0.8]:
+            table[1, column].visible_edges = "closed"
+            table[1, column].set_edgecolor(COLOURS["opsd"])
+        axis.set_title(f"ReNIO's weight: {rollout.renio_weight:.1f}")
         axis.axis("off")
     return all(map(len, chosen))
 
 
-FIGURES = {  # name: the function that draws it (None: draw_points), caption
-    "headline": (draw_headline, "Who gets the weight, and what it buys over plain distillation at temperature 1."),
-    "scores": (None, "Scores, and what ReNIO adds. A grey dot is a seed. Bars are 95 % intervals over seeds."),
-    "steps": (draw_steps, "Mean scores over the steps. Step 0 is the base."),
-    "figure1": (None, "Figure 1: training on correct or on incorrect rollouts only. Left as in the paper."),
-    "figure3": (draw_figure3, "Figure 3: log-ratios of the tokens in plain rollouts of the first seed."),
-    "figure5": (None, "Figure 5: the teacher's mean entropy in rollouts of weight 1, in between, or at the clip."),
-    "figure6": (None, "Figure 6: what ReNIO adds with other clips and other thresholds."),
-    "rollouts": (
-        draw_rollouts,
-        "An incorrect and a correct rollout. Framed: key tokens, N times likelier to the student.",
-    ),
+FIGURES = {  # name: caption
+    "headline": "Who gets the weight, and what it changes at temperature 1. Blue: OPD. Orange: OPSD.",
+    "scores": "Scores, and what ReNIO adds. A grey dot is a seed. Bars are 95 % intervals over seeds.",
+    "steps": "Mean scores over the steps. Step 0 is the base.",
+    "figure1": "Figure 1: trained on correct or incorrect rollouts only. Left: correct ones are of easier problems.",
+    "figure3": "Figure 3: log-ratios of the logged tokens of the first seed. Dotted: threshold and clip.",
+    "figure5": "Figure 5: the teacher's mean entropy in rollouts to which ReNIO gives weight 1, more, or the most.",
+    "figure6": "Figure 6: what ReNIO adds with other clips and other thresholds.",
+    "rollouts": "An incorrect and a correct rollout. Framed: key tokens, N times likelier to the student.",
 }
+DRAW = dict(headline=draw_headline, steps=draw_steps, figure3=draw_figure3, rollouts=draw_rollouts)  # others: points
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1567,14 +1571,14 @@ def main(argv=None):
                 judge()
             case ["report", folder, *labels]:
                 report(Path(folder), labels)
-            case ["compare", *files]:
-                compare(files)
+            case ["compare", first, second]:
+                compare(first, second)
             case ["show", run]:
                 show(Path(run))
             case ["show", run, "--step", step] if step.isdecimal():
                 show(Path(run), int(step))
-            case ["report" | "show", *_]:
-                raise renio.UserError("write: report FOLDER, or show RUN, or show RUN --step N")
+            case ["compare" | "report" | "show", *_]:
+                raise renio.UserError("write: compare A.json B.json, report FOLDER, show RUN, or show RUN --step N")
             case _:
                 kept = "; finished answers are kept, and the same command goes on from there"
                 evaluate(parse_args(words))

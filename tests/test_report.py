@@ -44,6 +44,12 @@ def rollout(step, correct, weight=1.0, **values):
     return row | values
 
 
+def arith_completions(results):
+    """Answers to "a 1+2 b 3+4" as token ids, with each of these results of the second operation."""
+    texts = [rf"\boxed{{ a 1+2 3 b 3+4 {result} }}" for result in results]
+    return [renio.arith_tokenizer()(text)["input_ids"] + [1] for text in texts]
+
+
 def section(text, title):
     return text.split(f"## {title}")[1].split("\n## ")[0]
 
@@ -155,7 +161,7 @@ def test_rows_of_a_table_share_their_seeds(tmp_path):
     means = {cell[1]: float(cell[4]) for cell in cells}
     assert means == {"opd+renio": 63.3, "opd+renio-noclip": 33.3, "opd": 60.0}
     assert next(cell for cell in cells if cell[1] == "opd+renio-noclip")[5] == "−30.0"  # no spread
-    assert "Seeds: 0, 1, 2." in table and "opd+renio-nonorm" in table.split("Not run:")[1]
+    assert "Seeds that all rows have: 0, 1, 2." in table and "opd+renio-nonorm" in table.split("Not run:")[1]
 
 
 def test_one_seed_gives_no_verdict_and_the_command_for_more(tmp_path, capsys):
@@ -199,7 +205,7 @@ def test_published_files_give_the_same_report_and_figures_as_the_runs(tmp_path):
     """Published are scores.csv and, of seed 0, metrics.jsonl and rollouts.jsonl of the main runs; no eval.json."""
     write_runs(tmp_path / "a", range(3), base=BASE, opd=PLAIN, opd_renio=RENIO, opsd=PLAIN, **{"opd@16": RENIO})
     run, words = tmp_path / "a" / "seed0" / "opd", "a 1+2 b 3+4"
-    completions = [renio.arith_tokenizer()(f"{words} {end}")["input_ids"] for end in "12"]
+    completions = arith_completions("76")
     rows = [rollout(1, i == 0, 1.0 + i, problem=words, completion=completions[i], log_ratios=[0.9] * 9) for i in (0, 1)]
     (run / "rollouts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     text = made_report(tmp_path / "a")
@@ -213,7 +219,7 @@ def test_published_files_give_the_same_report_and_figures_as_the_runs(tmp_path):
 
 def test_a_figure_is_drawn_where_its_runs_are_and_only_there(tmp_path):
     words = "a 1+2 b 3+4"
-    completions = [renio.arith_tokenizer()(f"{words} {end}")["input_ids"] for end in "112"]
+    completions = arith_completions("776")
     weights = zip((1.0, 2.0, 20.0), completions, strict=True)
     rows = [rollout(1, w < 2, w, problem=words, completion=c, log_ratios=[w] * 9) for w, c in weights]
     kinds = [f"-{kind}{tail}" for kind in ("correct", "incorrect") for tail in ("", "-mixed")]
@@ -255,14 +261,18 @@ def test_published_scores_are_those_of_the_paper(shared):
     assert renio_eval.PUBLISHED["Qwen3-1.7B", "math"]["opd+renio-nonorm"] == 39.54  # Table 4
 
 
-def test_compare_pairs_two_files_by_problem_and_sides_by_seed(tmp_path, capsys):
-    write_runs(tmp_path, range(3), opd=PLAIN, opd_renio=RENIO)
-    first = [str(tmp_path / f"seed{seed}" / "opd" / "eval.json") for seed in (0, 1, 2)]
-    second = [path.replace("opd/", "opd+renio/") for path in first]
-    renio_eval.compare([first[0], second[0]])
-    assert "opd+renio 45.0 − opd 50.0 = −5.0 [−15.0, +0.0] points" in capsys.readouterr().out
-    renio_eval.compare([*first, "vs", *reversed(second)])
-    assert "= −5.0 [−17.4, +7.4] points, training seeds: 3\n" in capsys.readouterr().out
+def test_compare_pairs_two_files_by_problem_at_their_last_step(tmp_path, capsys):
+    first = write_run(tmp_path, "opd", 0, 0.5, steps=(10, 20)) / "eval.json"
+    text = first.read_text()
+    second = write_run(tmp_path, "opd+renio", 0, 0.45) / "eval.json"
+    earlier = json.loads(text)
+    for result in earlier["results"][:2]:
+        result["per_problem"], result["avg"] = [0.0] * 20, 0.0
+    first.write_text(json.dumps(earlier))
+    renio_eval.main(["compare", str(first), str(second)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("arith, temperature 1: opd+renio 45.0 − opd 50.0 = −5.0 [−15.0, +0.0] points")
+    assert len(lines) == 2 and lines[1].startswith("arith, greedy: ")
 
 
 def test_compare_refuses_other_problems_and_names_other_settings(tmp_path, capsys):
@@ -270,8 +280,8 @@ def test_compare_refuses_other_problems_and_names_other_settings(tmp_path, capsy
     files.append(write_run(tmp_path, "c", 0, 0.5, max_new_tokens=99))
     files = [str(folder / "eval.json") for folder in files]
     with pytest.raises(renio.UserError, match="different problems of arith"):
-        renio_eval.compare(files[:2])
-    renio_eval.compare(files[::2])
+        renio_eval.compare(*files[:2])
+    renio_eval.compare(*files[::2])
     assert "max_new_tokens 64 | max_new_tokens 99" in capsys.readouterr().out
-    with pytest.raises(renio.UserError, match="compare A.json B.json"):
-        renio_eval.compare(files)
+    with pytest.raises(SystemExit, match="compare A.json B.json"):
+        renio_eval.main(["compare", *files])
