@@ -104,9 +104,10 @@ def load_benchmark(name, data_dir=None, limit=None):
         for number, row in enumerate(rows, start=1):
             renio.need(row["answer"], f"{source}, row {number}: it has no answer to grade against")
         return rows
-    for number, raw in enumerate(renio.read_table(source, benchmark.split, limit)[:limit], start=1):
-        renio.need("inputs = [" in (raw.get("test") or ""), f"{source}, row {number}: the column test holds no inputs")
-        problem, solution = raw["prompt"], raw.get("code") or raw["prompt"] + raw["canonical_solution"]
+    for number, raw in enumerate(itertools.islice(renio.read_table(source, benchmark.split, limit), limit), start=1):
+        whole = raw.get("prompt") and "inputs = [" in (raw.get("test") or "")
+        renio.need(whole, f"{source}, row {number}: not a row of {name}; it lacks a prompt or test inputs")
+        problem, solution = raw["prompt"], raw.get("code") or raw["prompt"] + raw.get("canonical_solution", "")
         problem = f"Complete this Python function.\n\n```python\n{problem.strip()}\n```"
         if name == "mbpp+":  # only a test tells the function's name
             test = f"The program must pass this test:\n\n```python\n{raw['test_list'][0]}\n```"
@@ -251,7 +252,7 @@ def new_answers(args, tokenizer, prompts, models, wanted, missing):
             model = renio.load_model(adapter or base, args.dtype, renio.pick_device(), base=adapter and base)
             sampler = functools.partial(renio.sample, model)
         elif base != loaded:
-            renio.VllmSampler.close()
+            model = sampler = renio.VllmSampler.close()  # None: there may be no room for two
             configs = [Path(adapter) / "adapter_config.json" for _, adapter in models.values() if adapter]
             lora_r = max((json.loads(config.read_text(encoding="utf-8"))["r"] for config in configs), default=0)
             limits = [args.dtype, longest, args.vllm_memory, args.batch_size, lora_r]
@@ -1017,8 +1018,8 @@ def compare(*paths):
     pairs = sides[0].merge(sides[1], on=keys, suffixes=("_a", "_b"))
     renio.need(len(pairs), "compare: the two files share no benchmark and decoding")
     for row in pairs.itertuples():
-        same = (row.checksum_a, row.problems_a) == (row.checksum_b, row.problems_b)
-        renio.need(same, f"compare: the two files were scored on different problems of {row.benchmark}")
+        same = (row.checksum_a, row.problems_a) == (row.checksum_b, row.problems_b) and row.problems_a > 1
+        renio.need(same, f"compare: different problems of {row.benchmark} in the two files, or only one")
         gains = 100 * np.subtract(row.per_problem_b, row.per_problem_a)
         ends = stats.bootstrap((gains,), np.mean, n_resamples=2000, method="percentile", rng=0).confidence_interval
         text = "{:+z.1f} [{:+z.1f}, {:+z.1f}] points, over problems alone".format(gains.mean(), *ends)
@@ -1350,7 +1351,7 @@ def draw_figures(folder, scores, tables):
             if name in DRAW:
                 drawn = DRAW[name](folder, scores, tables, axes)
             else:
-                drawn = all([draw_points(axis, *panel) for axis, panel in zip(axes, panels[name], strict=True)])
+                drawn = any([draw_points(axis, *panel) for axis, panel in zip(axes, panels[name], strict=True)])
             if drawn:
                 sheet.savefig(folder / f"{name}.png", dpi=200)
                 lines[name] = [f"![{name}]({name}.png)", "", f"*{caption}*", ""]
@@ -1395,7 +1396,7 @@ def point_panels(scores, tables):
     for flag, usual in dict(clip="clip3.0", threshold="threshold0.8").items():
         swept = {x.removeprefix("opd+renio-"): x for x in sorted(sampled) if x.startswith(f"opd+renio-{flag}")}
         swept |= {usual: "opd+renio-clip3.0" if "opd+renio-clip3.0" in sampled else "opd+renio"} if swept else {}
-        seeds = sampled[list(swept.values())].dropna().index
+        seeds = sampled[[label for label in swept.values() if label in sampled]].dropna().index
         rows = [(x, label, table.reindex(seeds), mark) for x, label in sorted(swept.items()) for table, mark in marks]
         rows = [(x, difference(table, label, "opd"), "opd", mark) for x, label, table, mark in rows]
         panels["figure6"].append((f"{flag}, {legend}", "points over plain OPD", rows))
@@ -1419,28 +1420,28 @@ def draw_steps(folder, scores, tables, axes):
         rows = scores[scores.label.isin(METHODS) & (scores.decoding == decoding) & (scores.task == "math")]
         curves = rows.pivot_table(index="step", columns="label", values="score")
         if len(curves) < 2 or "base" not in tables[decoding]:
-            return False
+            continue
         start = tables[decoding]["base"].mean()
         for label, curve in curves.items():
             colour, line = COLOURS[label.removesuffix("+renio")], "--" if label.endswith("+renio") else "-"
             axis.plot([0, *curve.index], [start, *curve], line, color=colour, label=label)
         axis.set(title=name, xlabel="step", ylabel="percent correct")
-    axes[0].legend(loc="upper left", frameon=False, fontsize=8)
-    return True
+        axis.legend(loc="upper left", frameon=False, fontsize=8)
+    return any(axis.lines for axis in axes)
 
 
 def draw_figure3(folder, scores, tables, axes):
     for axis, method in zip(axes, DISTILLATIONS, strict=True):
         rollouts = read_lines(min(folder.rglob(f"{method}/rollouts.jsonl"), default=folder / "none"))
         if not len(rollouts):
-            return False
+            continue
         ratios = np.concatenate(rollouts.log_ratios.to_list())
-        axis.hist(ratios, bins=80, log=True, color=COLOURS[method])
+        axis.hist(ratios[np.isfinite(ratios)], bins=80, log=True, color=COLOURS[method])
         title = f"{method.upper()}: {100 * np.mean(ratios > 0.8):.1f} % are above 0.8"
         axis.set(title=title, xlabel="log-ratio of a token", ylabel="tokens")
         for place in (0.8, 3.0):
             axis.axvline(place, color=GREY, linestyle=":")
-    return True
+    return any(axis.has_data() for axis in axes)
 
 
 def draw_rollouts(folder, scores, tables, axes):
@@ -1454,9 +1455,7 @@ def draw_rollouts(folder, scores, tables, axes):
     for axis, rollout in zip(axes, [rollout for rows in chosen for rollout in rows.itertuples()], strict=False):
         operations, ratios = rollout.problem.split()[1::2], rollout.log_ratios[3:-2:3]
         results = renio.arith_tokenizer().convert_ids_to_tokens(list(rollout.completion))[3:-2:3]
-        texts = [
-            x if ratio <= 0.8 else f"{x}  {math.exp(ratio):.0f}×" for x, ratio in zip(results, ratios, strict=True)
-        ]
+        texts = [x if r <= 0.8 else f"{x}  {math.exp(r):.0f}×" for x, r in zip(results, ratios, strict=True)]
         rows = [operations, texts, [str(renio.result_of(operation)) for operation in operations]]
         names = ["asked  ", "student  ", "correct  "]
         table = axis.table(rows, rowLabels=names, loc="center", cellLoc="center", edges="open", fontsize=10)
@@ -1475,7 +1474,7 @@ FIGURES = {  # name: caption
     "scores": "Scores, and what ReNIO adds. A grey dot is a seed. Bars are 95 % intervals over seeds.",
     "steps": "Mean scores over the steps. Step 0 is the base.",
     "figure1": "Figure 1: trained on correct or incorrect rollouts only. Left: correct ones are of easier problems.",
-    "figure3": "Figure 3: log-ratios of the logged tokens of the first seed. Dotted: threshold and clip.",
+    "figure3": "Figure 3: log-ratios of the logged tokens of the first seed. Dotted: the paper's threshold and clip.",
     "figure5": "Figure 5: the teacher's mean entropy in rollouts to which ReNIO gives weight 1, more, or the most.",
     "figure6": "Figure 6: what ReNIO adds with other clips and other thresholds.",
     "rollouts": "An incorrect and a correct rollout. Framed: key tokens, N times likelier to the student.",

@@ -887,8 +887,8 @@ def read_rows(config, rng):
     return [dict(other, privileged=True) if rng.random() < share else row for row, other in pairs]
 
 
-COLUMNS = {"problem": ("problem", "question", "prompt"), "solution": ("solution", "deepseek_solution")}  # or the like
-COLUMNS["answer"] = ("answer", "Answer")
+COLUMNS = {"problem": ("problem", "question", "prompt"), "answer": ("answer", "Answer")}
+COLUMNS["solution"] = ("solution", "deepseek_solution")  # or the like
 DOMAINS = {"math", "code", "science", "biology", "chemistry", "physics", "puzzle"}  # of OpenThoughts-114k
 
 

@@ -59,8 +59,8 @@ at() { case " $1 " in *" $SCALE "*) "${@:2}" ;; esac; }
 code() { local TASK=code DIR=$DIR/code DATASET=$CODE_DATASET; at paper "$@"; }
 pair() { "$1" "$3$2" "$3" "${@:4}"; "$1" "$3+renio$2" "$3" --weighting renio "${@:4}"; }
 
-main() { opsd; opd; curve grpo grpo; } # tables 1 and 2 on one student (the default): 4 min | 55 min | 6 h | 17 h
-table1() { opsd; curve grpo grpo; on_code opsd; } # base, GRPO, OPSD, OPSD+ReNIO: 4 min | 45 min | 3 h | 60 h
+main() { opsd; opd; curve grpo grpo; } # tables 1 and 2 on one student (the default; GRPO at micro and paper): 4 min | 55 min | 6 h | 17 h
+table1() { opsd; curve grpo grpo; on_code opsd; } # base, OPSD, OPSD+ReNIO, at micro and paper GRPO: 4 min | 45 min | 3 h | 60 h
 table2() { # base, OPD, OPD+ReNIO: 3 min | 45 min | 3 h | 15 h
   opd; on_code opd
   [ -z "${PRIVILEGED_OPD:-}" ] || for task in "" code; do $task pair curve -privileged opd --privileged True; done

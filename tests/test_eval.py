@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import sys
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -187,6 +188,26 @@ def test_a_file_made_with_other_settings_is_refused(tmp_path, words, micro_model
             with pytest.raises(SystemExit, match=f"{path} was made with other problems of arith"):
                 evaluate(*words, "--output", output)
         output.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm"])
+def test_a_model_is_gone_before_the_next_is_loaded(tmp_path, micro_model, monkeypatch, engine):
+    alive, real = [], renio.load_model
+
+    def made(model):
+        assert all(reference() is None for reference in alive)
+        alive.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(renio, "need_vllm", lambda flag: None)
+    monkeypatch.setattr(renio, "load_model", lambda *args, **words: made(real(*args, **words)))
+    monkeypatch.setattr(FakeVllm, "__init__", lambda self, *_: made(self) and None)
+    monkeypatch.setattr(renio, "VllmSampler", FakeVllm)
+    for step in (1, 2, 3):
+        shutil.copytree(micro_model, tmp_path / "run" / f"checkpoint-{step}")
+    words = ["--benchmarks", "arith:3", "--n", 1, "--max_new_tokens", 5, "--engine", engine]
+    evaluate(*words, "--checkpoints", tmp_path / "run")
+    assert len(alive) == 3
 
 
 def test_adapters_are_scored_as_alone_and_a_later_one_is_added(tmp_path, micro_model, monkeypatch):

@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -228,9 +229,17 @@ def test_a_figure_is_drawn_where_its_runs_are_and_only_there(tmp_path):
         run = write_run(tmp_path / "all", label, seed, 0.5, steps=(None,) if label == "base" else (10, 20))
         (run / "rollouts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     write_runs(tmp_path / "few", range(2), opd=PLAIN, opd_renio=RENIO)
-    for folder, names in ((tmp_path / "all", set(renio_eval.FIGURES)), (tmp_path / "few", {"scores"})):
-        text = made_report(folder)
-        assert {path.stem for path in folder.glob("*.png")} == names == set(re.findall(r"!\[(\w+)\]", text))
+    shutil.copytree(tmp_path / "all", tmp_path / "opd")  # as in a paper's run: one method, no greedy scores
+    for path in tmp_path.glob("opd/seed*/opsd*/*"):
+        path.unlink()
+    for path in tmp_path.glob("opd/seed*/*/eval.json"):
+        run = json.loads(path.read_text())
+        run["results"] = [result for result in run["results"] if result["decoding"] == "sampled"]
+        path.write_text(json.dumps(run))
+    shutil.rmtree(tmp_path / "opd" / "seed0" / "opd+renio")
+    for name, drawn in {"all": set(renio_eval.FIGURES), "opd": set(renio_eval.FIGURES), "few": {"scores"}}.items():
+        text = made_report(tmp_path / name)
+        assert {path.stem for path in (tmp_path / name).glob("*.png")} == drawn == set(re.findall(r"!\[(\w+)\]", text))
 
 
 def test_one_model_that_was_scored_at_several_seeds_has_no_interval(tmp_path):
@@ -268,11 +277,12 @@ def test_compare_pairs_two_files_by_problem_at_their_last_step(tmp_path, capsys)
     earlier = json.loads(text)
     for result in earlier["results"][:2]:
         result["per_problem"], result["avg"] = [0.0] * 20, 0.0
+    earlier["results"].reverse()  # the last step counts, wherever it stands
     first.write_text(json.dumps(earlier))
     renio_eval.main(["compare", str(first), str(second)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("arith, temperature 1: opd+renio 45.0 − opd 50.0 = −5.0 [−15.0, +0.0] points")
-    assert len(lines) == 2 and lines[1].startswith("arith, greedy: ")
+    assert sorted(line.split(",")[1].split(":")[0] for line in lines) == [" greedy", " temperature 1"]
+    assert all("opd+renio 45.0 − opd 50.0 = −5.0 [−15.0, +0.0] points" in line for line in lines)
 
 
 def test_compare_refuses_other_problems_and_names_other_settings(tmp_path, capsys):

@@ -213,9 +213,11 @@ def test_a_folder_in_use_a_second_run_and_changed_settings_are_refused(tmp_path,
 def test_a_resumed_run_may_split_its_batches_anew_unless_the_split_decides_the_weights(tmp_path, micro_model):
     for variant, change in (("paper", None), ("official", "other settings: --micro_batch_size 16")):
         words = f"--method opsd --model {micro_model} --variant {variant} --save_steps 1 --batch_size 16 --max_steps 2"
-        run(tmp_path / variant, words)
+        whole = run(tmp_path / variant, words)
+        shutil.rmtree(tmp_path / variant / "checkpoint-2")
         with pytest.raises(SystemExit, match=change) if change else contextlib.nullcontext():
-            run(tmp_path / variant, f"{words} --resume --micro_batch_size 8")
+            resumed = run(tmp_path / variant, f"{words} --resume --micro_batch_size 8")
+            assert resumed.metrics[1]["loss"] == pytest.approx(whole.metrics[1]["loss"], rel=1e-5)
 
 
 def test_a_batch_whose_weights_are_all_0_is_skipped(tmp_path, micro_model, monkeypatch):
