@@ -10,6 +10,7 @@ import sys
 import weakref
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -102,6 +103,21 @@ def test_incorrect_results_are_counted_by_kind_and_the_last_one_written_counts()
 def test_code_is_scored_by_its_tests():
     answers = [dict(problem=0, text=text, tokens=9, truncated=False, seconds=1) for text in (TWICE, THRICE)]
     assert renio_eval.score(None, "humaneval+", "sampled", [dict(test=ROW)], answers)["per_problem"] == [0.5]
+
+
+def test_a_code_benchmark_comes_from_the_hub_and_a_row_that_is_none_is_named(monkeypatch):
+    row = dict(entry_point="double", canonical_solution="    return 2 * x", test="inputs = [[1]]")
+    rows = [row | dict(prompt=f"def double(x):  # {i}") for i in range(3)]
+    hub = datasets.Dataset.from_list(rows)
+    streamed = hub.to_iterable_dataset()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, streaming, **__: streamed if streaming else hub)
+    for limit, count in ((None, 3), (2, 2)):
+        assert [row["test"]["prompt"] for row in renio_eval.load_benchmark("humaneval+", limit=limit)] == [
+            row["prompt"] for row in rows[:count]
+        ]
+    hub = datasets.Dataset.from_list([rows[0], rows[1] | dict(test="")])
+    with pytest.raises(UserError, match="row 2: not a row of humaneval"):
+        renio_eval.load_benchmark("humaneval+")
 
 
 def test_code_benchmarks_ask_for_a_named_function(shared):
