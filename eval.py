@@ -896,7 +896,7 @@ def read_evaluation(path):
         for result in run["results"]:
             row = dict(label=run["label"], seed=run["train_seed"], step=result["step"], benchmark=result["benchmark"])
             row |= dict(decoding=result["decoding"], n=result["n"], problems=len(result["per_problem"]))
-            row |= {name: 100 * result[key] for name, key in shares.items() if result.get(key) is not None}
+            row |= {name: round(100 * result[key], 6) for name, key in shares.items() if result.get(key) is not None}
             row |= dict(tokens=result["length"], markers=result["markers"], minutes=result["seconds"] / 60)
             row |= dict(checksum=settings["checksums"][row["benchmark"]], model=settings["model"])
             rows.append(row | dict(conditions=conditions, per_problem=result["per_problem"]))

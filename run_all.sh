@@ -54,30 +54,30 @@ JOBS=${JOBS:-$SLOTS} CODE_DATASET=${CODE_DATASET:-open-thoughts/OpenThoughts-114
 # prepare NAME FLAGS, score NAME FLAGS   fine-tuning of a model that runs start from or learn from; eval.py on a model
 # code LINE, at SCALES LINE    one of these lines, on code instead of math at scale paper; only at these scales
 # A run that several targets name is made once. Comments: what a target makes, and its cost for a seed at micro | small
-# (both: 2 CPU cores) | one (a GPU of 24 GB) | paper (4 H100); costs at one and paper are estimates, no run has checked.
+# (both: 2 CPU cores; small from seconds a step) | one (24 GB GPU) | paper (4 H100); the last two: estimates, never run.
 at() { case " $1 " in *" $SCALE "*) "${@:2}" ;; esac; }
 code() { local TASK=code DIR=$DIR/code DATASET=$CODE_DATASET; at paper "$@"; }
 pair() { "$1" "$3$2" "$3" "${@:4}"; "$1" "$3+renio$2" "$3" --weighting renio "${@:4}"; }
 
-main() { opsd; opd; curve grpo grpo; } # tables 1 and 2 on one student (the default; GRPO at micro and paper): 4 min | 55 min | 6 h | 17 h
-table1() { opsd; curve grpo grpo; on_code opsd; } # base, OPSD, OPSD+ReNIO, at micro and paper GRPO: 4 min | 45 min | 3 h | 60 h
-table2() { # base, OPD, OPD+ReNIO: 3 min | 45 min | 3 h | 15 h
+main() { opsd; opd; curve grpo grpo; } # tables 1 and 2 on one student (the default): 4 min | 90 min | 6 h | 17 h
+table1() { opsd; curve grpo grpo; on_code opsd; } # base, OPSD, OPSD+ReNIO, GRPO: 4 min | 70 min | 3 h | 60 h
+table2() { # base, OPD, OPD+ReNIO: 3 min | 70 min | 3 h | 15 h
   opd; on_code opd
   [ -z "${PRIVILEGED_OPD:-}" ] || for task in "" code; do $task pair curve -privileged opd --privileged True; done
 }
-table3() { # OPSD and OPD with and without ReNIO, rollouts of two lengths: 5 min | 85 min | 20 h | 22 h
+table3() { # OPSD and OPD with and without ReNIO, rollouts of two lengths: 5 min | 140 min | 20 h | 22 h
   opsd; opd; for method in opsd opd; do pair train "@$OTHER" $method --prefix_tokens "$OTHER"; done
 }
-table4() { # ReNIO without clip, without threshold, without batch normalization: 3 min | 1 h | 8 h | 14 h
+table4() { # ReNIO without clip, without threshold, without batch normalization: 3 min | 100 min | 8 h | 14 h
   opd; train opd+renio-noclip opd --weighting renio --log_ratio_clip inf
   train opd+renio-nothreshold opd --weighting renio --threshold=-inf
   train opd+renio-nonorm opd --weighting renio --weight_norm none
 }
-table8() { # ReNIO beside teacher-to-student sample weights and token weights: 3 min | 55 min | 6 h | 12 h
+table8() { # ReNIO beside teacher-to-student sample weights and token weights: 3 min | 90 min | 6 h | 12 h
   opsd; train opsd+ts_sample opsd --weighting ts_sample
   train opsd+st_token opsd --weighting st_token
 }
-figure1() { # the filter study, also figures 7 and 8; -mixed: on problems solved at times: 7 min | 2 h | 50 h | 40 h
+figure1() { # the filter study, also figures 7 and 8; -mixed: on problems solved at times: 7 min | 3 h | 50 h | 40 h
   base; teacher
   for method in opsd opd; do for kind in correct incorrect any; do
     case $SCALE:$method:$kind in small:opsd:* | small:*:any) continue ;; esac # which would take hours
@@ -85,17 +85,17 @@ figure1() { # the filter study, also figures 7 and 8; -mixed: on problems solved
     study $method-$kind-mixed $method --keep $kind --problems mixed
   done; done
 }
-figure3() { opsd; opd; } # histogram of log-ratios: 3 min | 55 min | 6 h | 11 h
-figure4() { table3; curve grpo grpo; } # seconds a step: 5 min | 85 min | 20 h | 28 h
-figure5() { opsd; opd; } # weight and the teacher's entropy; weight of incorrect rollouts: 3 min | 55 min | 6 h | 11 h
-figure6() { # sweeps of the clip and of the threshold: 4 min | 80 min | 10 h | 20 h
+figure3() { opsd; opd; } # histogram of log-ratios: 3 min | 90 min | 6 h | 11 h
+figure4() { table3; curve grpo grpo; } # seconds a step: 5 min | 140 min | 20 h | 28 h
+figure5() { opsd; opd; } # weight and the teacher's entropy; weight of incorrect rollouts: 3 min | 90 min | 6 h | 11 h
+figure6() { # sweeps of the clip and of the threshold: 4 min | 130 min | 10 h | 20 h
   opd; train opd+renio-clip2.0 opd --weighting renio --threshold 0.8 --log_ratio_clip 2.0
   train opd+renio-clip2.5 opd --weighting renio --threshold 0.8 --log_ratio_clip 2.5
   [ "$VARIANT" = paper ] || train opd+renio-clip3.0 opd --weighting renio --threshold 0.8 --log_ratio_clip 3.0
   train opd+renio-threshold0.6 opd --weighting renio --threshold 0.6 --log_ratio_clip 3.0
   train opd+renio-threshold1.0 opd --weighting renio --threshold 1.0 --log_ratio_clip 3.0
 }
-controls() { # not in the paper: shuffled weights, batch 128, the oracle, JSD, reverse KL: 9 min | 3 h | 50 h | 70 h
+controls() { # not in the paper: shuffled weights, batch 128, the oracle, JSD, reverse KL: 9 min | 5 h | 50 h | 70 h
   opsd; opd
   for method in opsd opd; do
     curve $method+renio_shuffled $method --weighting renio_shuffled
@@ -106,7 +106,7 @@ controls() { # not in the paper: shuffled weights, batch 128, the oracle, JSD, r
     at "micro one paper" train $method+renio_shuffled-batch128 $method --batch_size 128 --weighting renio_shuffled
   done
 }
-all() { for target in $ALL; do ! shown_in "$target" || "$target"; done; } # everything: 20 min | 8 h | 130 h | 200 h
+all() { for target in $ALL; do ! shown_in "$target" || "$target"; done; } # everything: 20 min | 13 h | 130 h | 200 h
 ALL="table1 table2 table3 table4 table8 figure1 figure6 controls"
 
 base() {
