@@ -1349,10 +1349,13 @@ def draw_figures(folder, scores, tables):
             sheet = Figure((8.38, 2 if name == "rollouts" else 3), layout="constrained")  # GitHub shows 838 pixels
             axes = sheet.subplots(1, 2, sharex=name.startswith("figure"), sharey=name == "steps")
             if name in DRAW:
-                drawn = DRAW[name](folder, scores, tables, axes)
+                DRAW[name](folder, scores, tables, axes)
             else:
-                drawn = any([draw_points(axis, *panel) for axis, panel in zip(axes, panels[name], strict=True)])
-            if drawn:
+                for axis, panel in zip(axes, panels[name], strict=True):
+                    draw_points(axis, *panel)
+            for axis in axes:
+                axis.set_visible(axis.has_data() or bool(axis.tables))
+            if any(axis.get_visible() for axis in axes):
                 sheet.savefig(folder / f"{name}.png", dpi=200)
                 lines[name] = [f"![{name}]({name}.png)", "", f"*{caption}*", ""]
     return lines
@@ -1370,12 +1373,11 @@ def draw_points(axis, title, label, rows):
         axis.plot(values, [place] * len(values), ".", color=GREY, alpha=0.5, markersize=5)
         colour = COLOURS[re.match("[a-z]+", method)[0]]
         axis.errorbar(np.mean(values), place, xerr=error, fmt=marker, color=colour, markersize=7, linewidth=2.2)
-    if label.startswith("points"):
+    if rows and label.startswith("points"):
         axis.axvline(0, color=GREY, linewidth=1)
     axis.locator_params(axis="x", nbins=5)
     axis.set_yticks(range(len(names)), names)
     axis.set(ylim=(len(names) - 0.45, -0.55), title=title, xlabel=label)
-    return len(rows)
 
 
 def point_panels(scores, tables):
@@ -1405,14 +1407,16 @@ def point_panels(scores, tables):
 
 def draw_headline(folder, scores, tables, axes):
     shares = [run_values(scores, "opd", name) for name in ("incorrect_rollouts", "incorrect_weight")]
-    values = [share.sum() / max(1, len(share)) for share in shares]
+    if not len(shares[0]):
+        return
+    values = [share.mean() for share in shares]
     bars = axes[0].barh(["of OPD's\nrollouts", "of ReNIO's\nweight"], values, color=COLOURS["opd"])
     axes[0].bar_label(bars, fmt="%.0f %%", padding=3)
     axes[0].set(xlim=(0, 112), ylim=(1.6, -0.6), xlabel="percent", title="Share that is incorrect")
     rows, tails = [], ("+renio", "+correctness", "+renio_shuffled")
     for tail, name in zip(tails, ("ReNIO", "oracle", "ReNIO's weights,\nat random"), strict=True):
         rows += [(name, difference(tables["sampled"], f"{m}{tail}", m), m, "o") for m in DISTILLATIONS]
-    return draw_points(axes[1], "What does it change?", "points over plain", rows) and len(shares[0])
+    draw_points(axes[1], "What does it change?", "points over plain", rows)
 
 
 def draw_steps(folder, scores, tables, axes):
@@ -1427,7 +1431,6 @@ def draw_steps(folder, scores, tables, axes):
             axis.plot([0, *curve.index], [start, *curve], line, color=colour, label=label)
         axis.set(title=name, xlabel="step", ylabel="percent correct")
         axis.legend(loc="upper left", frameon=False, fontsize=8)
-    return any(axis.lines for axis in axes)
 
 
 def draw_figure3(folder, scores, tables, axes):
@@ -1441,13 +1444,12 @@ def draw_figure3(folder, scores, tables, axes):
         axis.set(title=title, xlabel="log-ratio of a token", ylabel="tokens")
         for place in (0.8, 3.0):
             axis.axvline(place, color=GREY, linestyle=":")
-    return any(axis.has_data() for axis in axes)
 
 
 def draw_rollouts(folder, scores, tables, axes):
     rollouts = read_lines(min(folder.rglob("opd/rollouts.jsonl"), default=folder / "none"))
     if not len(rollouts) or "arith" not in set(scores.benchmark):
-        return False
+        return
     rollouts = rollouts.query("step == 1").sort_values("key_tokens")
     words = rollouts.problem.str.split().str.len()  # a name and an operation for each result
     rollouts = rollouts[(rollouts.completion.str.len() == 1.5 * words + 3) & (words < 12)]  # without a second try
@@ -1466,7 +1468,6 @@ def draw_rollouts(folder, scores, tables, axes):
             table[1, column].set_edgecolor(COLOURS["opsd"])
         axis.set_title(f"ReNIO's weight: {rollout.renio_weight:.1f}")
         axis.axis("off")
-    return all(map(len, chosen))
 
 
 FIGURES = {  # name: caption
