@@ -41,6 +41,7 @@ case "$folder" in
   *"/${HANGS:-none}") echo $$ >"$CALLS.hangs"; sleep 60 & wait $! ;;
 esac
 sleep "0.$((1 + $(cksum <<<"$*" | cut -c 1-3) % 3))"
+trap '' TERM # what is made is also logged
 mkdir -p "$folder"
 case "$*" in *eval.py*) touch "$folder/eval.json" ;; *) mkdir -p "$folder/final"; touch "$folder/rollouts.jsonl" ;; esac
 echo "end ${CUDA_VISIBLE_DEVICES-none} $*" >>"$CALLS"
