@@ -9,6 +9,7 @@ import random
 import resource
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -322,6 +323,24 @@ def test_what_a_run_leaves_behind(tmp_path, micro_model, capsys):
     documented = renio.step_metrics.__doc__.replace(",", " ").split()
     metrics = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert metrics.keys() <= {*documented} and all(value is None or value == value for value in metrics.values())
+
+
+def test_metrics_are_those_worked_out_from_the_rollouts(tmp_path, micro_model, verdicts):
+    words = "--method opsd --weighting renio --threshold 0.1 --batch_size 16 --save_rollouts True --prefix_tokens 20"
+    found = run(tmp_path, f"{words} --model {micro_model}")
+    for row in found.metrics:
+        rollouts = [rollout for rollout in found.rollouts if rollout["step"] == row["step"]]
+        keys = [[log_ratio > 0.1 for log_ratio in rollout["log_ratios"]] for rollout in rollouts]
+        assert 0 < row["first_token_key_share"] == statistics.fmean(key[0] for key in keys) < 1
+        assert row["key_token_share"] == pytest.approx(sum(map(sum, keys)) / sum(map(len, keys)))
+        weights = [rollout["renio_weight"] for rollout in rollouts]
+        assert row["effective_sample_size"] == pytest.approx(sum(weights) ** 2 / sum(w * w for w in weights))
+        assert (row["weight_mean"], row["weight_max"]) == pytest.approx((statistics.fmean(weights), max(weights)))
+        graded = [rollout for rollout in rollouts if rollout["correct"] is not None]
+        assert row["rollout_accuracy"] == statistics.fmean(rollout["correct"] for rollout in graded)
+        correct, incorrect = ([x["renio_weight"] for x in graded if x["correct"] is value] for value in (True, False))
+        wins = [(larger > other) + (larger == other) / 2 for larger in incorrect for other in correct]
+        assert wins and row["weight_auc_incorrect"] == pytest.approx(statistics.fmean(wins))
 
 
 def test_distillation_brings_the_student_nearer_to_the_teacher(tmp_path, micro_model):
