@@ -77,7 +77,7 @@ table8() { # ReNIO beside teacher-to-student sample weights and token weights: 3
   opsd; train opsd+ts_sample opsd --weighting ts_sample
   train opsd+st_token opsd --weighting st_token
 }
-figure1() { # the filter study, also figures 7 and 8; -mixed: on problems solved at times: 7 min | 3 h | 50 h | 40 h
+figure1() { # the filter study, also figures 7 and 8; -mixed: on problems solved at times: 8 min | 3 h | 50 h | 40 h
   base; teacher
   for method in opsd opd; do for kind in correct incorrect any; do
     case $SCALE:$method:$kind in small:opsd:* | small:*:any) continue ;; esac # which would take hours
