@@ -67,7 +67,7 @@ def flag(default, text):
 
 @dataclass
 class Config:
-    """Flags of a training run. An explicit flag wins over --variant, and --variant over --scale."""
+    """Flags of a run; GROUPS says which methods read them. An explicit flag wins over --variant, that over --scale."""
 
     output_dir: str | None = flag(None, "folder for config.json, metrics.jsonl, checkpoint-N/ and final/ (required)")
     scale: Literal["micro", "small", "one", "paper"] | None = flag(None, "preset; see SCALES in renio.py (none: micro)")
