@@ -247,17 +247,17 @@ def new_answers(args, tokenizer, prompts, models, wanted, missing):
     for step, (base, adapter) in models.items():
         if not any(key.step == step for key in missing):
             continue
+        if args.engine == "transformers" or base != loaded:
+            model, sampler, loaded = None, None, base  # there may be no room for two models
         if args.engine == "transformers":
-            model, sampler = None, None  # there may be no room for two models
             model = renio.load_model(adapter or base, args.dtype, renio.pick_device(), base=adapter and base)
             sampler = functools.partial(renio.sample, model)
-        elif base != loaded:
-            model = sampler = renio.VllmSampler.close()  # None: there may be no room for two
+        elif sampler is None:
+            renio.VllmSampler.close()
             configs = [Path(adapter) / "adapter_config.json" for _, adapter in models.values() if adapter]
             lora_r = max((json.loads(config.read_text(encoding="utf-8"))["r"] for config in configs), default=0)
             limits = [args.dtype, longest, args.vllm_memory, args.batch_size, lora_r]
             model = sampler = renio.VllmSampler("--engine", base, *limits)
-        loaded = base
         if args.engine == "vllm" and adapter:
             sampler.load_adapter(adapter)
         eos_ids = renio.end_ids(model, tokenizer)
@@ -943,9 +943,8 @@ def training_columns(folder):
     steps, incorrect = rollouts.step[graded], ~rollouts.correct[graded].astype(bool)
     columns |= {f"auc_{name}": auc_within_batch(steps, values[graded], incorrect) for name, values in finders.items()}
     share = weight[graded] / weight[graded].groupby(steps).transform("sum")  # Eq. 8: each batch has the same weight
-    columns |= dict(
-        incorrect_rollouts=100 * incorrect.mean(), incorrect_weight=100 * share[incorrect].sum() / share.sum()
-    )
+    columns["incorrect_rollouts"] = 100 * incorrect.mean()
+    columns["incorrect_weight"] = 100 * share[incorrect].sum() / share.sum()
     clipped = weight >= 0.999 * weight.max()  # clipped weights differ in their last digits
     groups = [weight == 1, (weight > 1) & ~clipped, (weight > 1) & clipped]
     columns |= {f"entropy_{x}": entropy[group].mean() for x, group in zip(WEIGHTS, groups, strict=True)}
@@ -1108,9 +1107,8 @@ def scorecard(scores, tables, student):
             gains[0] = -run_values(scores, label, "entropy_rho")
         if interval(gains[0]):
             p_values[number] = interval(gains[0])[2]
-        claims.append(
-            dict(claim=text, target=target, paper=paper, gains=gains, verdict=verdict(gains[0]), stands=False)
-        )
+        claim = dict(claim=text, target=target, paper=paper, gains=gains, verdict=verdict(gains[0]))
+        claims.append(claim | dict(stands=False))
     for rank, number in enumerate(sorted(p_values, key=p_values.get)):  # Holm 1979
         if p_values[number] > 0.05 / (len(p_values) - rank):
             break
@@ -1174,9 +1172,11 @@ def table_lines(scores, tables, student, target, title, rows, task="math"):
         for table in tables.values():
             lines[-1].append(f"{table[label].mean():.1f}" if label in table else "")
             lines[-1].append(cell(difference(table, label, other)) if other else "")
-    pairs = [(difference(tables["sampled"], *x), *x) for x in itertools.combinations(labels, 2)]
-    pairs = [(gains.mean() > 0, paper_texts(scores, student, *x, task, lengths)[1]) for gains, *x in pairs]
-    signs = [gained == ("+" in paper) for gained, paper in pairs if paper]
+    signs = []
+    for label, other in itertools.combinations(labels, 2):
+        paper = paper_texts(scores, student, label, other, task, lengths)[1]
+        if paper:
+            signs.append((difference(tables["sampled"], label, other).mean() > 0) == ("+" in paper))
     missing = [label for label, _ in rows if label not in labels]
     text = f"Pairs of rows that stand in the paper's order at temperature 1: {sum(signs)} of {len(signs)}. "
     text = (text if signs else "") + f"Seeds that all rows have: {', '.join(map(str, seeds))}. "
@@ -1399,8 +1399,8 @@ def point_panels(scores, tables):
         swept = {x.removeprefix("opd+renio-"): x for x in sorted(sampled) if x.startswith(f"opd+renio-{flag}")}
         swept |= {usual: "opd+renio-clip3.0" if "opd+renio-clip3.0" in sampled else "opd+renio"} if swept else {}
         seeds = sampled[[label for label in swept.values() if label in sampled]].dropna().index
-        rows = [(x, label, table.reindex(seeds), mark) for x, label in sorted(swept.items()) for table, mark in marks]
-        rows = [(x, difference(table, label, "opd"), "opd", mark) for x, label, table, mark in rows]
+        kept = [(table.reindex(seeds), mark) for table, mark in marks]
+        rows = [(x, difference(table, swept[x], "opd"), "opd", mark) for x in sorted(swept) for table, mark in kept]
         panels["figure6"].append((f"{flag}, {legend}", "points over plain OPD", rows))
     return panels
 

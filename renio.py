@@ -270,12 +270,12 @@ class ChunkedDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, fixed):
-        frozen, needs_slopes = not any(ctx.needs_input_grad[1:3]), ctx.needs_input_grad[0]
+        frozen, needs_grad = not any(ctx.needs_input_grad[1:3]), ctx.needs_input_grad[0]
         columns, gradient = weight.new_empty(4, len(hidden)), torch.empty_like(hidden, dtype=weight.dtype)
-        for rows, of_chunk, slopes in divergence_chunks(hidden, Head(weight, bias), *fixed, frozen and needs_slopes):
+        for rows, of_chunk, logit_grad in divergence_chunks(hidden, Head(weight, bias), *fixed, frozen and needs_grad):
             columns[:, rows] = of_chunk
-            if frozen and needs_slopes:
-                torch.mm(slopes, weight, out=gradient[rows])
+            if frozen and needs_grad:
+                torch.mm(logit_grad, weight, out=gradient[rows])
         ctx.fixed = None if frozen else fixed
         ctx.save_for_backward(gradient, *((None, None, None) if frozen else (hidden, weight, bias)))
         ctx.mark_non_differentiable(others := columns[1:].clone())
@@ -287,16 +287,16 @@ class ChunkedDivergence(torch.autograd.Function):
         if ctx.fixed is None:
             return gradient * upstream[:, None], None, None, None
         weight_gradient, bias_gradient = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
-        for rows, _, slopes in divergence_chunks(hidden, Head(weight, bias), *ctx.fixed, True):
-            slopes *= upstream[rows, None]
-            torch.mm(slopes, weight, out=gradient[rows])
-            weight_gradient.addmm_(slopes.T, widen(hidden[rows]))
+        for rows, _, logit_grad in divergence_chunks(hidden, Head(weight, bias), *ctx.fixed, True):
+            logit_grad *= upstream[rows, None]
+            torch.mm(logit_grad, weight, out=gradient[rows])
+            weight_gradient.addmm_(logit_grad.T, widen(hidden[rows]))
             if bias is not None:
-                bias_gradient += slopes.sum(0)
+                bias_gradient += logit_grad.sum(0)
         return gradient, weight_gradient, bias_gradient, None
 
 
-def divergence_chunks(hidden, head, teacher_hidden, teacher_head, tokens, chunk, settings, with_slopes):
+def divergence_chunks(hidden, head, teacher_hidden, teacher_head, tokens, chunk, settings, with_grad):
     """For each chunk: its rows, the columns of its TokenDivergence (4, n), and the divergence's gradient for logits.
 
     Autograd computes the gradient (n, V), which overwrites the logits to save memory. On a CPU `token_divergence` is
@@ -310,13 +310,13 @@ def divergence_chunks(hidden, head, teacher_hidden, teacher_head, tokens, chunk,
         pieces = zip(*(x.split(part) for x in pieces), columns.split(part, 1), strict=True)
         for student_part, teacher_part, token, column in pieces:
             with torch.enable_grad():
-                leaf = student_part.detach().requires_grad_(with_slopes)
+                leaf = student_part.detach().requires_grad_(with_grad)
                 divergence = token_divergence(leaf, teacher_part, *settings)
             log_t = (teacher_part / temperature).log_softmax(-1)
             teacher_logprob, entropy = log_t.gather(1, token[:, None]).squeeze(1), -(log_t.exp() * log_t).sum(1)
             student_logprob = token_logprobs(student_part, token, temperature)
             torch.stack([divergence.detach(), student_logprob, teacher_logprob, entropy], out=column)
-            if with_slopes:
+            if with_grad:
                 [gradient] = torch.autograd.grad(divergence, leaf, torch.ones_like(divergence))
                 student_part.copy_(gradient)  # in place of the logits
         yield rows, columns, logits
@@ -1731,7 +1731,7 @@ def step_metrics(records, divisor, config):
     weight_mean, weight_max     of the weights used (Eq. 7), before Eq. 8; under --variant official after it
     effective_sample_size       (sum of w)^2 / sum of w^2: number of equally weighted rollouts with the same variance
     key_token_share             tokens above the threshold (Eq. 6)
-    first_token_key_share, first_token_divergence_share    rollouts that begin with a key token; of all divergence
+    first_token_key_share, first_token_divergence_share    rollouts that begin with a key token; divergence there
     completion_length, truncation_rate          tokens per rollout; rollouts without an end
     graded, rollout_accuracy    rollouts with an answer to grade; share of these that is correct
     weight_auc_incorrect        chance that ReNIO's weight of an incorrect rollout exceeds that of a correct one
