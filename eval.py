@@ -223,8 +223,8 @@ def sample_answers(args, problems, settings, models, wanted, missing):
         template = renio.PROMPTS[benchmark_of(name).task][args.privileged]
         for problem, row in enumerate(rows):
             renio.need(row["solution"] or not args.privileged, f"--privileged: {name} has no solutions")
-            prompts[name, problem] = renio.prompt_ids(tokenizer, renio.fill_prompt(template, row), args.thinking)
-    settings["prompts"] = {name: tokenizer.decode(prompts[name, 0]) for name in problems}
+            [prompts[name, problem]] = renio.prompt_ids(tokenizer, [renio.fill_prompt(template, row)], [args.thinking])
+    settings["prompts"] = {name: tokenizer.decode(list(prompts[name, 0])) for name in problems}
     settings["versions"] = {name: renio.version_of(name) for name in ("torch", "transformers", args.engine)}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     bar = tqdm(desc=args.label, total=len(wanted), initial=len(wanted) - len(missing), unit="answer")
@@ -236,8 +236,7 @@ def sample_answers(args, problems, settings, models, wanted, missing):
                 missing.remove(key)
                 file.write(json.dumps(key._asdict() | answer) + "\n")
                 bar.update()
-    if args.engine == "vllm":
-        renio.VllmSampler.close()  # grading needs no GPU
+    renio.VllmSampler.close()  # grading needs no GPU
 
 
 def new_answers(args, tokenizer, prompts, models, wanted, missing):
@@ -250,7 +249,8 @@ def new_answers(args, tokenizer, prompts, models, wanted, missing):
         if args.engine == "transformers" or base != loaded:
             model, sampler, loaded = None, None, base  # there may be no room for two models
         if args.engine == "transformers":
-            model = renio.load_model(adapter or base, args.dtype, renio.pick_device(), base=adapter and base)
+            renio.tune(device := renio.pick_device())
+            model = renio.load_model(adapter or base, args.dtype, device, base=adapter and base)
             sampler = functools.partial(renio.sample, model)
         elif sampler is None:
             renio.VllmSampler.close()
@@ -1413,8 +1413,8 @@ def draw_headline(folder, scores, tables, axes):
     bars = axes[0].barh(["of OPD's\nrollouts", "of ReNIO's\nweight"], values, color=COLOURS["opd"])
     axes[0].bar_label(bars, fmt="%.0f %%", padding=3)
     axes[0].set(xlim=(0, 112), ylim=(1.6, -0.6), xlabel="percent", title="Share that is incorrect")
-    rows, tails = [], ("+renio", "+correctness", "+renio_shuffled")
-    for tail, name in zip(tails, ("ReNIO", "oracle", "ReNIO's weights,\nat random"), strict=True):
+    rows, others = [], {"+renio": "ReNIO", "+correctness": "oracle", "+renio_shuffled": "ReNIO's weights,\nat random"}
+    for tail, name in others.items():
         rows += [(name, difference(tables["sampled"], f"{m}{tail}", m), m, "o") for m in DISTILLATIONS]
     draw_points(axes[1], "What does it change?", "points over plain", rows)
 

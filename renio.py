@@ -11,10 +11,7 @@ a larger model (OPD, on-policy distillation) or the student's initial weights wi
 rollout a weight: the student's excess confidence over the teacher in the tokens where it is largest (Eq. 4-9). It
 never looks at the answer. Equations are those of "ReNIO", arXiv 2606.23104v1.
 
-Left out against the released code: it strips special tokens from the prompt before sampling, but still counts them,
-which drops the first tokens of each rollout from the teacher's context; it pads prompts on the right, which shifts
-positions; it merges the adapter into 16-bit weights before sampling, which rounds small updates away.
-Left out against the paper: GRPO's KL term, which the released script switches off too, and GRPO on code.
+README lists what the released code does otherwise. GRPO has no KL term, as there, and is not for code.
 
 Read it from the top: flags, the weight, the divergence, models, rollouts, one update, the loop. Below stands the rest.
 """
@@ -29,7 +26,6 @@ import math
 import os
 import random
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -752,7 +748,6 @@ def completion_logprobs(student, rollouts, temperature):
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
-
 MATH = "Reason step by step and put the final answer in \\boxed{}."
 CODE = "Reason step by step and end with the complete program in one ```python block."
 REFERENCE = (
@@ -789,13 +784,8 @@ def fill_prompt(template, row):
     return re.sub(r"\{(problem|solution)\}", lambda match: row[match[1]], template)
 
 
-def prompt_ids(tokenizer, message, thinking):
-    """Token ids of a chat with this message of the user; thinking: the chat template's `enable_thinking`."""
-    return list(prompts_ids(tokenizer, [message], [thinking])[0])
-
-
-def prompts_ids(tokenizer, messages, thinking):
-    """`prompt_ids` of many messages, each an array of 4 bytes an id."""
+def prompt_ids(tokenizer, messages, thinking):
+    """Token ids of a chat for each message of a user, arrays of 4 bytes an id; thinking: `enable_thinking` of each."""
     name, texts, prompts = tokenizer.name_or_path, [], []
     for message, its_thinking in zip(messages, thinking, strict=True):
         text = render_chat(tokenizer, message, its_thinking)
@@ -855,10 +845,10 @@ def render_rows(config, rows, tokenizer, teacher, rng, skipped):
             thinking.append(rng.random() < 0.5)
         else:
             thinking.append(config.student_thinking)
-    prompts, teacher_prompts = prompts_ids(tokenizer, messages, thinking), [None] * len(rows)
+    prompts, teacher_prompts = prompt_ids(tokenizer, messages, thinking), [None] * len(rows)
     if teacher:
         messages = [fill_prompt(teacher_template, row) for row in rows]
-        teacher_prompts = prompts_ids(teacher[2], messages, [config.teacher_thinking] * len(rows))
+        teacher_prompts = prompt_ids(teacher[2], messages, [config.teacher_thinking] * len(rows))
     for row, prompt, teacher_prompt in zip(rows, prompts, teacher_prompts, strict=True):
         if config.variant == "official" and teacher:  # the released code cuts a long prompt at its end
             prompt, teacher_prompt = prompt[:longest], teacher_prompt[:longest]
@@ -1170,11 +1160,6 @@ def extract_boxed(text):
     return boxes[max(boxes)] if boxes else None
 
 
-def grade_math(text, gold):
-    r"""Whether the last \boxed{} of `text` is mathematically equal to `gold`. No box is incorrect."""
-    return math_verdict(text, gold) == "equal"
-
-
 def math_verdict(text, gold):
     r"""The last \boxed{} against `gold`: equal, different, no box, unparsable. Works in the main thread only."""
     answer, gold = extract_boxed(text), extract_boxed(gold) or gold
@@ -1201,7 +1186,6 @@ def arith_verdict(text, gold):
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
-
 MICRO_MODELS = {"init:micro": (96, 3), "init:micro-teacher": (128, 3)}  # hidden size, layers
 
 
@@ -1390,7 +1374,7 @@ class Sampler:
                 ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
                 rollouts.append(Rollout(example, ids[: config.prefix_tokens]))
             return rollouts
-        prompts = [list(example.student_prompt) for example in examples]
+        prompts = [example.student_prompt for example in examples]
         settings = (config.prefix_tokens, self.eos_ids, config.temperature, config.top_p, config.top_k, seed)
         completions = dict(self.engine(prompts, *settings) if self.engine else sample(self.student, prompts, *settings))
         for i, example in enumerate(examples):
@@ -1499,7 +1483,7 @@ class VllmSampler:
         options |= dict(temperature=temperature, top_p=top_p, top_k=top_k)
         for i, prompt in enumerate(prompts):
             params = SamplingParams(**options, seed=seeds[i])
-            engine.add_request(str(i), dict(prompt_token_ids=prompt), params, lora_request=self.adapter)
+            engine.add_request(str(i), dict(prompt_token_ids=list(prompt)), params, lora_request=self.adapter)
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
@@ -1544,6 +1528,31 @@ def pick_device():
     advice = f"update its driver for CUDA {torch.version.cuda} or reinstall torch, or set CUDA_VISIBLE_DEVICES= "
     need(not unused, f"torch {torch.__version__} can't use the GPU of this machine; {advice}to do without it")
     return "cpu"
+
+
+def tune(device):
+    """Make torch faster: TF32 on a GPU; on a CPU freed memory is kept, and a decoding step copies no keys."""
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+        return
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", grouped_attention)
+    with contextlib.suppress(OSError, AttributeError):  # glibc would return freed memory to the system at once
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2 * 10**8)):  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
+            mallopt(option, value)
+
+
+def grouped_attention(module, query, key, value, attention_mask, scaling=None, **options):
+    """transformers' SDPA, which copies each key head for its H/K query heads; here one token's queries share it."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if query.shape[2] > 1 or options.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    grouped = query.squeeze(2).unflatten(1, (key.shape[1], -1))  # (B, K, H/K, D): as if a token's heads were tokens
+    out = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attention_mask, scale=scaling)
+    return out.flatten(1, 2)[:, None], None  # (B, 1, H, D)
 
 
 def connect(config):
@@ -1681,10 +1690,8 @@ class Log:
         if not self.writes:
             return
         row = dict(step=step + 1, **step_metrics(records, divisor, config), **drawn, grad_norm=grad_norm)
-        row |= dict(skipped=not finite, learning_rate=learning_rate(config, step), seconds=seconds)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else memory
-        row |= dict(seconds_update=seconds - drawn["seconds_rollout"], peak_memory_gb=memory / 1e9)
+        row |= dict(skipped=not finite, seconds=seconds, seconds_update=seconds - drawn["seconds_rollout"])
+        row |= dict(learning_rate=learning_rate(config, step), peak_memory_gb=torch.cuda.max_memory_allocated() / 1e9)
         row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has none
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -1739,7 +1746,7 @@ def step_metrics(records, divisor, config):
     drawn, drawn_correct, drawn_ungradable      filter study: rollouts sampled for the update
     grad_norm, skipped, learning_rate           before clipping; whether it was not finite, and nothing changed
     seconds, seconds_rollout, seconds_update    of the step; rollouts are graded in seconds_rollout
-    peak_memory_gb              GPU memory allocated, or resident memory of the process, since its start
+    peak_memory_gb              GPU memory allocated since the start; 0 on a CPU
     """
     n, tokens = len(records), total(records, "length")
     metrics = dict(loss=total(records, "loss") / (divisor or 1), completion_length=tokens / n)
@@ -1868,13 +1875,7 @@ def main(argv=None, config_class=Config, run=train):
     try:
         config = parse_config(sys.argv[1:] if argv is None else argv, config_class)
         transformers_logging.disable_progress_bar()
-        if pick_device() == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32
-        else:
-            with contextlib.suppress(OSError, AttributeError):  # glibc would return freed memory after every step
-                mallopt = ctypes.CDLL("libc.so.6").mallopt
-                for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2 * 10**8)):  # MMAP_MAX, TRIM_THRESHOLD, TOP_PAD
-                    mallopt(option, value)
+        tune(pick_device())
         with only_run_in(config.output_dir):
             run(config)
         VllmSampler.close()
@@ -1886,8 +1887,7 @@ def main(argv=None, config_class=Config, run=train):
         print(f"\n{script}: interrupted; {SAVED}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        sys.exit(f"{script}: {error.strerror or error}{where}; {SAVED}")
+        sys.exit(f"{script}: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; {SAVED}")
     except torch.cuda.OutOfMemoryError as error:
         advice = "In updates lower --micro_batch_size, in rollouts use --rollout_engine vllm or lower --prefix_tokens"
         sys.exit(f"{script}: {one_line(error)} {advice}")

@@ -57,6 +57,10 @@ def loud(model):
     return model.eval()
 
 
+def is_equal(text, gold):
+    return renio.math_verdict(text, gold) == "equal"
+
+
 def save(model, folder, tokenizer):
     """Write a model and a tokenizer to a folder; returns its name."""
     model.save_pretrained(folder)

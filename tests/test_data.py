@@ -7,7 +7,7 @@ import json
 import shutil
 
 import pytest
-from conftest import run, write_rows
+from conftest import is_equal, run, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -50,7 +50,7 @@ def test_problem_solution_and_answer_are_found_in_a_row(tmp_path, row, solution,
 
 def test_a_list_of_answers_is_graded_as_several(tmp_path):
     [row] = read_problems(write_rows(tmp_path / "rows.jsonl", dict(problem="q", answer=["3", "5"])))
-    assert renio.grade_math(r"\boxed{3, 5}", row["answer"]) and not renio.grade_math(r"\boxed{3}", row["answer"])
+    assert is_equal(r"\boxed{3, 5}", row["answer"]) and not is_equal(r"\boxed{3}", row["answer"])
 
 
 def test_a_column_may_hold_a_number_and_a_text_of_it(tmp_path):
@@ -192,7 +192,7 @@ def test_a_template_that_wants_content_in_parts_gets_parts(tmp_path, micro_model
         "{% for m in messages %}<user> {% for c in m['content'] %}{{ c['text'] }}{% endfor %} <assistant>{% endfor %}"
     )
     tokenizer = with_template(tmp_path / "m", micro_model, parts)
-    assert tokenizer.decode(prompt_ids(tokenizer, "a 1+1", False)) == "<user> a 1+1 <assistant>"
+    assert tokenizer.decode(prompt_ids(tokenizer, ["a 1+1"], [False])[0]) == "<user> a 1+1 <assistant>"
 
 
 def test_a_tokenizer_of_several_named_templates_trains_and_is_saved(tmp_path, micro_model):
@@ -211,7 +211,7 @@ def test_qwen3s_template_renders_with_thinking_on_and_off(shared):
     row = dict(problem="What is 2 + 2?", solution="It is four.")
 
     def rendered(template, thinking):
-        return tokenizer.decode(prompt_ids(tokenizer, fill_prompt(template, row), thinking))
+        return tokenizer.decode(prompt_ids(tokenizer, [fill_prompt(template, row)], [thinking])[0])
 
     student, teacher = renio.PROMPTS["math"]
     off, on = rendered(student, False), rendered(teacher, True)
@@ -251,7 +251,7 @@ def test_problems_in_english_are_correct_and_hardly_any_is_both_trained_and_test
         asked = row["problem"].removeprefix("Work out ").rstrip(".").split(", ")
         assert row["answer"] == ", ".join(str(eval(part)) for part in asked) == renio.extract_boxed(row["solution"])
         assert all(f"{part} = {eval(part)}" in row["solution"] for part in asked)
-    assert renio.grade_math(rows[0]["solution"], rows[0]["answer"])
+    assert is_equal(rows[0]["solution"], rows[0]["answer"])
     trained = {row["problem"] for seed in (0, 1) for row in renio.product_rows(500, seed)}
     assert len({row["problem"] for row in rows} & trained) <= 2  # by chance
 

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
+from conftest import run
 from peft import LoraConfig, get_peft_model
 from test_code import ROW, THRICE, TWICE
 
@@ -72,7 +73,7 @@ class FakeVllm:
 @pytest.fixture
 def any_prompt(monkeypatch):
     """Prompts in English for the micro model, whose tokenizer knows none: renio.prompt_ids refuses them."""
-    monkeypatch.setattr(renio, "prompt_ids", lambda tokenizer, message, thinking: tokenizer(message)["input_ids"])
+    monkeypatch.setattr(renio, "prompt_ids", lambda tokenizer, messages, thinking: tokenizer(messages)["input_ids"])
 
 
 def test_scores_are_those_worked_by_hand():
@@ -224,6 +225,14 @@ def test_a_model_is_gone_before_the_next_is_loaded(tmp_path, micro_model, monkey
     words = ["--benchmarks", "arith:3", "--n", 1, "--max_new_tokens", 5, "--engine", engine]
     evaluate(*words, "--checkpoints", tmp_path / "run")
     assert len(alive) == 3
+
+
+def test_training_and_scoring_run_on_a_tuned_device(tmp_path, micro_model, monkeypatch):
+    tuned = []
+    monkeypatch.setattr(renio, "tune", tuned.append)
+    run(tmp_path / "run", f"--method opsd --model {micro_model}")
+    evaluate("--model", micro_model, "--limit", 1, "--max_new_tokens", 2, "--output", tmp_path / "eval.json")
+    assert tuned == [renio.pick_device()] * 2
 
 
 def test_adapters_are_scored_as_alone_and_a_later_one_is_added(tmp_path, micro_model, monkeypatch):

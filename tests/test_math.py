@@ -7,9 +7,10 @@ import sys
 import time
 
 import pytest
+from conftest import is_equal
 
 import eval as renio_eval
-from renio import UserError, answer_verdict, extract_boxed, grade_math, math_verdict
+from renio import UserError, answer_verdict, extract_boxed, math_verdict
 
 BOXES = r"""
 \boxed{1} or rather \boxed{2} -> 2   \boxed{\frac{1}{\sqrt{2}}}. -> \frac{1}{\sqrt{2}}   \boxed{\{1, 2\}} -> \{1, 2\}
@@ -81,18 +82,18 @@ def test_the_last_complete_box_outside_thinking_is_the_answer(text, boxed):
 
 @pytest.mark.parametrize("answer, gold", pairs(EQUAL))
 def test_equal_answers_are_equal(answer, gold):
-    assert grade_math(f"so \\boxed{{{answer}}}", gold)
+    assert is_equal(f"so \\boxed{{{answer}}}", gold)
 
 
 @pytest.mark.parametrize("answer, gold", [*pairs(DIFFERENT), ("", "5")])
 def test_different_answers_are_never_equal(answer, gold):
-    assert not grade_math(f"so \\boxed{{{answer}}}", gold)
+    assert not is_equal(f"so \\boxed{{{answer}}}", gold)
 
 
 def test_several_boxes_in_one_sentence_are_one_list():
-    assert grade_math(r"it is \boxed{(2, 2)} and \boxed{(6, 2)}.", "(2, 2), (6, 2)")
-    assert not grade_math(r"\boxed{1}, \boxed{2}, \boxed{3}", "2, 3")
-    assert not grade_math(r"\boxed{2} is too few. So \boxed{3}", "2, 3")
+    assert is_equal(r"it is \boxed{(2, 2)} and \boxed{(6, 2)}.", "(2, 2), (6, 2)")
+    assert not is_equal(r"\boxed{1}, \boxed{2}, \boxed{3}", "2, 3")
+    assert not is_equal(r"\boxed{2} is too few. So \boxed{3}", "2, 3")
 
 
 def test_a_verdict_says_why():
@@ -116,7 +117,7 @@ def test_no_answer_hangs_or_crashes_the_grader(answer):
     began = time.monotonic()
     assert math_verdict(f"\\boxed{{{answer}}}", "7") != "equal"
     assert time.monotonic() - began < 60
-    assert grade_math(r"\boxed{\frac{10}{2}}", "5")  # and the next one is graded as ever
+    assert is_equal(r"\boxed{\frac{10}{2}}", "5")  # and the next one is graded as ever
 
 
 @pytest.mark.parametrize("part", [r"\boxed{", r"\boxed", "<think>", r"\boxed ", r"\boxed -", "}"])

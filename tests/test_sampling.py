@@ -7,6 +7,8 @@ import transformers
 from conftest import loud
 from test_models import EXPERTS, WIDTHS
 from transformers import TopKLogitsWarper, TopPLogitsWarper
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import renio
 from renio import completion_hidden, draw_tokens, filter_logits, float32_logits, sample, token_logprobs
@@ -26,9 +28,9 @@ FAMILIES = {
 }
 
 
-def family(kind):
+def family(kind, **more):
     torch.manual_seed(0)
-    shape = WIDTHS | FAMILIES[kind]
+    shape = WIDTHS | FAMILIES[kind] | more
     if kind in ("Lfm2", "Jamba"):
         shape.pop("head_dim")
     shape = getattr(transformers, f"{kind}Config")(vocab_size=302, pad_token_id=0, eos_token_id=1, **shape)
@@ -63,6 +65,25 @@ def generated(model, prompt, tokens):
 def cut(completion, ends):
     """The completion up to its first end."""
     return completion[: next((i for i, token in enumerate(completion) if token in ends), len(completion)) + 1]
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_decoding_step_copies_no_keys_and_samples_the_same(kind, monkeypatch):
+    """Two query heads share each of two key heads: transformers' own attention would repeat the keys for them."""
+    sdpa, key_heads = torch.nn.functional.scaled_dot_product_attention, []
+    model = family(kind, num_attention_heads=4, num_key_value_heads=2)
+
+    def watched(query, key, *others, **named):
+        key_heads.append(key.shape[1])
+        return sdpa(query, key, *others, **named)
+
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", sdpa_attention_forward)
+    expected = completions_of(model, PROMPTS * 3, 20, [59], seed=3)
+    renio.tune("cpu")
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    assert completions_of(model, PROMPTS * 3, 20, [59], seed=3) == expected
+    layers = len(key_heads) // 20
+    assert layers and set(key_heads[layers:]) == {2}  # the first step reads whole prompts
 
 
 def test_completions_come_as_they_end_with_the_end_kept(model):
