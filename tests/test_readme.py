@@ -41,9 +41,11 @@ def test_the_output_to_expect_and_the_numbers_in_sentences_are_the_published_one
     )
     later = [gain(f"{method}+renio", method, seeds=slice(2, None)).mean() for method in ("opd", "opsd")]
     opsd = renio_eval.cell(gain("opsd-incorrect-mixed", "opsd-correct-mixed"))
-    aucs = [renio_eval.run_values(micro, "opd", f"auc_{x}").mean() for x in ("teacher", "weight")]
+    aucs = []
+    for name in ("teacher", "weight"):
+        aucs += [renio_eval.run_values(scores, "opd", f"auc_{name}").mean() for scores in SCORES.values()]
     texts = [f"at random cost OPD {-shuffled:.1f} points", f"OPSD gives {opsd} there"]
-    texts += ["(AUC {:.2f}) than ReNIO's weight ({:.2f})".format(*aucs)]
+    texts += ["(AUC {:.2f}; SmolLM2 {:.2f}) than ReNIO's weight ({:.2f}; {:.2f})".format(*aucs)]
     texts += ["OPD {:.1f}, OPSD {:.1f})".format(*later).replace("-", "−")]
     texts += ["{:.0f}% of rollouts are incorrect and get {:.0f}% of the weight".format(*shares)]
     texts += ["above 0 in {} tiny settings at temperature 1, in {} greedy".format(*counts)]
