@@ -1545,12 +1545,12 @@ def tune(device):
 
 
 def grouped_attention(module, query, key, value, attention_mask, scaling=None, **options):
-    """transformers' SDPA, which copies each key head for its H/K query heads; here one token's queries share it."""
+    """Attention as transformers' SDPA, but a decoding step makes no copy of a key head for each of its query heads."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if query.shape[2] > 1 or options.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
-    grouped = query.squeeze(2).unflatten(1, (key.shape[1], -1))  # (B, K, H/K, D): as if a token's heads were tokens
+    grouped = query.squeeze(2).unflatten(1, (key.shape[1], -1))  # (B, K, H/K, D): as if H/K tokens were decoded
     out = torch.nn.functional.scaled_dot_product_attention(grouped, key, value, attention_mask, scale=scaling)
     return out.flatten(1, 2)[:, None], None  # (B, 1, H, D)
 
